@@ -1,0 +1,56 @@
+"""What is read from disk: data sets, and the loaders that make batches of them."""
+
+import torch
+from torch.utils.data import DataLoader
+
+from datasets.base import ImageDataset
+from datasets.cifar10 import CIFAR10Dataset
+from datasets.custom import CustomDataset
+from datasets.image_reader import ImageReader
+from datasets.samplers import EvalSampler, TrainSampler
+from datasets.transforms import Transform
+from utils.errors import UserError
+
+
+def build_dataset(cfg: dict, split: str, seed: int = 0) -> ImageDataset:
+    """The data set of a split, "train" or "test"; cfg is the configuration's `dataset` section, its paths absolute."""
+    cfg = _of_split(cfg, split)
+    training = split == "train"  # only then is there a random generator, and with it augmentation
+    options = {key: cfg[key] for key in ("hflip", "vflip", "rotate", "colorjitter") if key in cfg}
+    options |= {key: cfg[key] for key in ("input_size", "pixel_mean", "pixel_std")}
+    if cfg["type"] == "custom":
+        reader = ImageReader(**cfg["image_reader"]["kwargs"])
+        transform = Transform(**options, color_mode=reader.color_mode)
+        return CustomDataset(cfg["meta_file"], reader, transform, training, seed)
+    if cfg["type"] == "cifar10":
+        transform = Transform(**options, resample="lanczos")
+        return CIFAR10Dataset(cfg["root_dir"], cfg["normals"], transform, training, seed)
+    raise UserError(f"dataset.type {cfg['type']!r} is not one of custom, cifar10")
+
+
+def build_dataloader(
+    dataset: ImageDataset, cfg: dict, split: str, rank: int = 0, world_size: int = 1, seed: int = 0, pin_memory: bool = False
+) -> DataLoader:
+    """The loader of a process; batch_size and workers are each process's own, a last smaller batch is kept.
+
+    In training set `dataset.epoch` and call `loader.sampler.set_epoch` before each epoch.
+    """
+    cfg = _of_split(cfg, split)
+    if split == "train":
+        clsnames = dataset.clsnames if cfg.get("rebalance") else None
+        sampler = TrainSampler(len(dataset), rank, world_size, seed, clsnames)
+    else:
+        sampler = EvalSampler(len(dataset), rank, world_size)
+    return DataLoader(
+        dataset,
+        batch_size=cfg["batch_size"],
+        sampler=sampler,
+        num_workers=cfg["workers"],
+        pin_memory=pin_memory,
+        persistent_workers=False,  # workers started anew each epoch know the data set's epoch
+        generator=torch.Generator().manual_seed(seed),  # starting a loader leaves the global random state alone
+    )
+
+
+def _of_split(cfg: dict, split: str) -> dict:
+    return {**cfg, **(cfg.get(split) or {})}

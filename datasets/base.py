@@ -1,0 +1,52 @@
+"""What all data sets share: how a sample is made."""
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from datasets.transforms import Transform
+
+
+class ImageDataset(Dataset):
+    """A list of labelled images; a subclass says how to read one.
+
+    A sample is a dict: image 3 x H x W float32, mask 1 x H x W float32 in {0, 1}, label 0 (normal) or 1 (anomalous),
+    clsname, filename, height and width (of the original), index (its position in the data set).
+
+    Augmentation depends on (seed, epoch, index) alone, so neither the number of workers or processes nor a resumed run
+    changes it. The training loop sets `epoch` before each epoch.
+    """
+
+    def __init__(
+        self, filenames: list[str], labels: list[int], clsnames: list[str], transform: Transform, training: bool, seed: int
+    ) -> None:
+        self.filenames, self.labels, self.clsnames = filenames, labels, clsnames
+        self.transform = transform
+        self.training = training
+        self.seed = seed
+        self.epoch = 0
+
+    def load(self, index: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """The original image, h x w x 3 uint8, and its mask, h x w in {0, 1}, or None where there is none."""
+        raise NotImplementedError
+
+    def read_rgb(self, index: int) -> np.ndarray:
+        """The original picture, h x w x 3 uint8 RGB, for visualisation."""
+        raise NotImplementedError
+
+    def __len__(self) -> int:
+        return len(self.filenames)
+
+    def __getitem__(self, index: int) -> dict:
+        original, mask = self.load(index)
+        rng = np.random.default_rng([self.seed, self.epoch, index]) if self.training else None
+        image, mask = self.transform(original, mask, rng)
+        return {
+            "image": image,
+            "mask": mask,
+            "label": self.labels[index],
+            "clsname": self.clsnames[index],
+            "filename": self.filenames[index],
+            "height": original.shape[0],
+            "width": original.shape[1],
+            "index": index,
+        }

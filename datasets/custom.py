@@ -1,0 +1,44 @@
+"""Any data set given as an image folder and a list of its images."""
+
+import numpy as np
+
+from datasets.base import ImageDataset
+from datasets.image_reader import ImageReader
+from datasets.lists import read_list
+from datasets.transforms import Transform
+from utils.errors import UserError
+
+
+class CustomDataset(ImageDataset):
+    """The images named in `meta_file` (see `datasets.lists`), in the order of its lines."""
+
+    def __init__(self, meta_file: str, reader: ImageReader, transform: Transform, training: bool, seed: int = 0) -> None:
+        records = read_list(meta_file)
+        super().__init__(
+            filenames=[record["filename"] for record in records],
+            labels=[record["label"] for record in records],
+            clsnames=[record["clsname"] for record in records],
+            transform=transform,
+            training=training,
+            seed=seed,
+        )
+        self.masknames = [record["maskname"] for record in records]
+        self.meta_file = meta_file
+        self.reader = reader
+
+    def load(self, index: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """As in `ImageDataset`, the image in the reader's color_mode; UserError for a bad file or a mask of another size."""
+        filename, maskname = self.filenames[index], self.masknames[index]
+        try:
+            image = self.reader.read(filename)
+            mask = self.reader.read_mask(maskname) if maskname else None
+        except UserError as error:
+            raise UserError(f"{error} (listed in {self.meta_file})") from None
+        if mask is not None and mask.shape != image.shape[:2]:
+            sizes = "{1} x {0}, its image {3} x {2}".format(*mask.shape, *image.shape)
+            raise UserError(f"mask {maskname} is {sizes} pixels ({filename} in {self.meta_file}); they must be equally large")
+        return image, mask
+
+    def read_rgb(self, index: int) -> np.ndarray:
+        """The original picture, h x w x 3 uint8 RGB whatever the reader's color_mode."""
+        return self.reader.read(self.filenames[index], color_mode="RGB")

@@ -1,0 +1,12 @@
+"""The one exception for what a person can mend."""
+
+
+class UserError(Exception):
+    """A problem whose cause is outside the code: a key, a file, an image, a value.
+
+    The message is one line that names the thing and says what to do; tools print it without a traceback and exit with 2.
+    """
+
+    def __str__(self) -> str:
+        # A DataLoader worker re-raises with its traceback written in front of the message; only the message is for people.
+        return super().__str__().rsplit("UserError: ", 1)[-1].strip()
