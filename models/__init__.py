@@ -1,0 +1,5 @@
+"""What computes: backbones, necks and reconstructions, and the network they form."""
+
+from models.network import build_network
+
+__all__ = ["build_network"]

@@ -1,0 +1,34 @@
+"""What turns an image into feature maps: BACKBONES holds a builder for every name a configuration may use."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from torch import nn
+
+from models.backbones.efficientnet import EfficientNet, EfficientNetLite
+from models.backbones.pretrained import load_pretrained
+from models.backbones.resnet import ResNet
+from models.backbones.specs import SPECS
+
+
+def build_backbone(name: str, pretrained: bool, outlayers: Sequence[int], pretrained_model: str = "") -> nn.Module:
+    """The backbone `name` of SPECS, giving the features of `outlayers` in that order.
+
+    Its attributes `outplanes` and `outstrides` say what each feature map is.
+    pretrained: load ImageNet weights, from the file `pretrained_model` if one is named.
+    Raises UserError for a layer it lacks and for weights that cannot be had.
+    """
+    if name.startswith("efficientnet_lite"):
+        backbone = EfficientNetLite(name, outlayers)
+    elif name.startswith("efficientnet"):
+        backbone = EfficientNet(name, outlayers)
+    else:
+        backbone = ResNet(name, outlayers)
+    if pretrained:
+        load_pretrained(backbone, name, pretrained_model)
+    return backbone
+
+
+BACKBONES: dict[str, Callable[..., nn.Module]] = {name: partial(build_backbone, name) for name in SPECS}
+
+__all__ = ["BACKBONES"]

@@ -1,0 +1,54 @@
+"""EfficientNet and EfficientNet-Lite as backbones: the packages' own networks, read after chosen blocks."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import efficientnet_lite_pytorch
+import efficientnet_pytorch
+from torch import Tensor
+
+from models.backbones.specs import SPECS, layer_outputs
+
+
+class _BlockOutputs:
+    """Mixed into a package's EfficientNet: its forward gives the outputs of the blocks that end `outlayers`.
+
+    Parameters keep the package's names, head and classifier included, so its files of weights fit; neither is ever run.
+    Padding is the package's static "same" padding for the variant's own resolution (380 for b4), whatever the image's size:
+    the published numbers depend on it.
+    """
+
+    def __init__(self, params: tuple[Any, Any], name: str, outlayers: Sequence[int]) -> None:
+        outplanes, outstrides = layer_outputs(name, outlayers)
+        super().__init__(*params)
+        self.outplanes, self.outstrides = outplanes, outstrides
+        self.outblocks = [SPECS[name].blocks[layer - 1] for layer in outlayers]
+
+    def forward(self, inputs: dict[str, Tensor]) -> dict[str, list[Tensor]]:
+        """{"image": Bx3xHxW} -> {"features": [BxCxhxw for each outlayer]}."""
+        x = self._swish(self._bn0(self._conv_stem(inputs["image"])))
+        outputs = {}
+        for index, block in enumerate(self._blocks[: max(self.outblocks) + 1]):
+            # stochastic depth grows with depth; the block applies it in training mode only
+            x = block(x, drop_connect_rate=self._global_params.drop_connect_rate * index / len(self._blocks))
+            outputs[index] = x
+        return {"features": [outputs[index] for index in self.outblocks]}
+
+
+class EfficientNet(_BlockOutputs, efficientnet_pytorch.EfficientNet):
+    """EfficientNet b0 ... b7."""
+
+    def __init__(self, name: str, outlayers: Sequence[int]) -> None:
+        super().__init__(efficientnet_pytorch.get_model_params(_package_name(name), None), name, outlayers)
+        self.set_swish(memory_efficient=False)  # one kernel instead of two; the memory it takes matters in training only
+
+
+class EfficientNetLite(_BlockOutputs, efficientnet_lite_pytorch.EfficientNet):
+    """EfficientNet-Lite 0 ... 2: no squeeze-and-excitation, ReLU6 in place of swish."""
+
+    def __init__(self, name: str, outlayers: Sequence[int]) -> None:
+        super().__init__(efficientnet_lite_pytorch.get_model_params(_package_name(name), None), name, outlayers)
+
+
+def _package_name(name: str) -> str:
+    return name.replace("_", "-")

@@ -1,0 +1,61 @@
+"""What each backbone offers at its layers: channels, strides, and for EfficientNets the block that ends the layer."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from utils.errors import UserError
+
+
+@dataclass(frozen=True)
+class BackboneSpec:
+    """Channels, stride and last block (counted from 0) of each layer; layers are counted from 1.
+
+    `blocks` is None where layers are modules of their own (ResNets).
+    """
+
+    channels: tuple[int, ...]
+    strides: tuple[int, ...]
+    blocks: tuple[int, ...] | None = None
+
+
+def _efficientnet(channels: tuple[int, ...], blocks: tuple[int, ...]) -> BackboneSpec:
+    return BackboneSpec(channels, (2, 4, 8, 16, 32), blocks)
+
+
+def _resnet(channels: tuple[int, ...]) -> BackboneSpec:
+    return BackboneSpec(channels, (4, 8, 16, 32))
+
+
+SPECS: dict[str, BackboneSpec] = {
+    "efficientnet_b0": _efficientnet((16, 24, 40, 112, 320), (0, 2, 4, 10, 15)),
+    "efficientnet_b1": _efficientnet((16, 24, 40, 112, 320), (1, 4, 7, 15, 22)),
+    "efficientnet_b2": _efficientnet((16, 24, 48, 120, 352), (1, 4, 7, 15, 22)),
+    "efficientnet_b3": _efficientnet((24, 32, 48, 136, 384), (1, 4, 7, 17, 25)),
+    "efficientnet_b4": _efficientnet((24, 32, 56, 160, 448), (1, 5, 9, 21, 31)),
+    "efficientnet_b5": _efficientnet((24, 40, 64, 176, 512), (2, 7, 12, 26, 38)),
+    "efficientnet_b6": _efficientnet((32, 40, 72, 200, 576), (2, 8, 14, 30, 44)),
+    "efficientnet_b7": _efficientnet((32, 48, 80, 224, 640), (3, 10, 17, 37, 54)),
+    "efficientnet_lite0": _efficientnet((16, 24, 40, 112, 320), (0, 2, 4, 10, 15)),
+    "efficientnet_lite1": _efficientnet((16, 24, 40, 112, 320), (0, 3, 6, 14, 20)),
+    "efficientnet_lite2": _efficientnet((16, 24, 48, 120, 352), (0, 3, 6, 14, 20)),
+    "resnet18": _resnet((64, 128, 256, 512)),
+    "resnet34": _resnet((64, 128, 256, 512)),
+    "resnet50": _resnet((256, 512, 1024, 2048)),
+    "resnet101": _resnet((256, 512, 1024, 2048)),
+    "wide_resnet50_2": _resnet((256, 512, 1024, 2048)),
+}
+
+
+def layer_outputs(name: str, outlayers: Sequence[int]) -> tuple[list[int], list[int]]:
+    """Channels and strides of the backbone `name` at `outlayers`, in that order.
+
+    Raises UserError for an empty list and for a layer the backbone lacks.
+    """
+    spec = SPECS[name]
+    layers = list(range(1, len(spec.strides) + 1))
+    if not outlayers:
+        raise UserError(f"outlayers of {name} is empty: name at least one of its layers {layers}")
+    for layer in outlayers:
+        if layer not in layers:
+            raise UserError(f"{name} has no layer {layer!r} (outlayers {list(outlayers)}): its layers are {layers}")
+    return [spec.channels[layer - 1] for layer in outlayers], [spec.strides[layer - 1] for layer in outlayers]

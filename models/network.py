@@ -1,0 +1,52 @@
+"""The whole model: backbone, neck and reconstruction in a row, passing one dict along."""
+
+from collections.abc import Callable, Sequence
+
+from torch import Tensor, nn
+
+from models.backbones import BACKBONES
+from models.necks import MFCN
+from models.reconstructions import UniAD, VisDecoder
+
+# Every `type` a configuration may name; nothing else can be built from one.
+SUBNETS: dict[str, Callable[..., nn.Module]] = {
+    **{f"models.backbones.{name}": builder for name, builder in BACKBONES.items()},
+    "models.necks.MFCN": MFCN,
+    "models.reconstructions.UniAD": UniAD,
+    "models.reconstructions.VisDecoder": VisDecoder,
+}
+
+
+class Network(nn.Module):
+    """Its children are the subnets by name, in order; each takes the dict and adds its keys to it.
+
+    Children named in `frozen` stay in eval mode, without gradients, whatever `.train()` is called on the whole.
+    """
+
+    def __init__(self, subnets: dict[str, nn.Module], frozen: Sequence[str] = ()) -> None:
+        super().__init__()
+        self.frozen = tuple(frozen)
+        for name, subnet in subnets.items():
+            self.add_module(name, subnet)
+        for name in self.frozen:
+            getattr(self, name).requires_grad_(False)
+        self.train()
+
+    def forward(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Takes `image` Bx3xHxW (or whatever the first subnet reads); returns it with every subnet's keys added."""
+        outputs = dict(inputs)
+        for subnet in self.children():
+            outputs.update(subnet(outputs))
+        return outputs
+
+    def train(self, mode: bool = True) -> "Network":
+        super().train(mode)
+        for name in self.frozen:
+            getattr(self, name).eval()
+        return self
+
+
+def build_network(net: Sequence[dict]) -> Network:
+    """The network of a configuration's `net`, as utils.config.load_config returns it: validated, derived values filled in."""
+    subnets = {subnet["name"]: SUBNETS[subnet["type"]](**subnet["kwargs"]) for subnet in net}
+    return Network(subnets, frozen=[subnet["name"] for subnet in net if subnet["frozen"]])
