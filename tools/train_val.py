@@ -1,0 +1,45 @@
+"""Train a reconstruction model, or evaluate a checkpoint of one.
+
+python tools/train_val.py --config experiments/demo/config.yaml
+python tools/train_val.py --config experiments/demo/config.yaml -e
+python tools/train_val.py --config experiments/demo/config.yaml trainer.max_epoch=5 dataset.batch_size=16
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from utils.cli import run
+from utils.config import load_config
+from utils.distributed import start_process, stop_process
+from utils.log import start_log
+from utils.runs import evaluate_checkpoint, train
+
+SECTIONS = ("dataset", "criterion", "trainer", "saver", "evaluator", "net")
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", required=True, help="the experiment's YAML file")
+    parser.add_argument("-e", "--evaluate", action="store_true", help="evaluate saver.load_path instead of training")
+    parser.add_argument("--overwrite", action="store_true", help="start a new run over the checkpoints of an earlier one")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="values that replace the file's, by dotted key")
+    return parser.parse_intermixed_args()
+
+
+def main() -> None:
+    args = parse_arguments()
+    config = load_config(args.config, args.overrides, needs=SECTIONS)
+    process = start_process(config.port)
+    start_log(config.saver.log_dir, process, "eval" if args.evaluate else "train")
+    if args.evaluate:
+        evaluate_checkpoint(config, process)
+    else:
+        train(config, process, overwrite=args.overwrite)
+    stop_process()
+
+
+if __name__ == "__main__":
+    run(main)

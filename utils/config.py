@@ -1,0 +1,179 @@
+"""YAML in, a validated EasyDict with every default and derived value out."""
+
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from easydict import EasyDict
+
+from models.backbones.specs import layer_outputs
+from utils.config_check import TREE, Checker, nearest
+from utils.config_keys import SUBNET_KINDS
+from utils.errors import UserError
+from utils.losses import LOSSES
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = (), needs: Iterable[str] = ()) -> EasyDict:
+    """Read a configuration; the result holds every key of its sections, with absolute paths and the derived values in `net`.
+
+    Args:
+        path: the YAML file.
+        overrides: "dotted.key=value" texts that replace values of the file; a list's item is named by position or by its `name`.
+        needs: sections that must be there, beside net.
+
+    Raises UserError naming the file, the dotted key and, for an unknown key, the nearest valid one.
+    """
+    path = Path(path)
+    raw = read_yaml(path)
+    for override in overrides:
+        apply_override(raw, override)
+    for section in ("net", *needs):
+        if not raw.get(section):
+            raise UserError(f"{path}: the section '{section}' is missing")
+    try:
+        config = Checker(path.resolve().parent).section(raw, TREE)
+        check_data(config)
+        check_training(config)
+        derive_net(config)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    return EasyDict(config)
+
+
+class Loader(yaml.SafeLoader):
+    """Safe YAML in which 1e-4 is a number; YAML 1.1 wants 1.0e-4 and reads the short form as text."""
+
+
+Loader.yaml_implicit_resolvers = {k: list(v) for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items()}
+Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789"))
+
+
+def to_plain(value: Any) -> Any:
+    """EasyDicts as dicts, all the way down."""
+    if isinstance(value, dict):
+        return {name: to_plain(item) for name, item in value.items()}
+    return [to_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in the file. Raises UserError naming file and line."""
+    try:
+        raw = yaml.load(path.read_text(encoding="utf-8"), Loader)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        raise UserError(f"{path}{line}: not valid YAML ({getattr(error, 'problem', None) or error})") from None
+    if not isinstance(raw, dict):
+        raise UserError(f"{path}: a configuration is a mapping of keys, this file holds {type(raw).__name__}")
+    return raw
+
+
+def apply_override(raw: dict[str, Any], override: str) -> None:
+    """Put the value of "dotted.key=value" into the raw configuration, in place."""
+    dotted, equals, text = override.partition("=")
+    if not equals or not dotted:
+        raise UserError(f"argument '{override}': overrides are written key=value, e.g. trainer.max_epoch=10")
+    try:
+        value = yaml.load(text, Loader)
+    except yaml.YAMLError:
+        raise UserError(f"argument '{override}': the value is not valid YAML") from None
+    *parents, last = dotted.split(".")
+    node: Any = raw
+    for part in parents:
+        node = node[list_index(node, part, override)] if isinstance(node, list) else open_section(node, part, override)
+    if isinstance(node, list):
+        node[list_index(node, last, override)] = value
+    else:
+        node[last] = value
+
+
+def list_index(items: list, part: str, override: str) -> int:
+    names = [item.get("name") if isinstance(item, dict) else None for item in items]
+    if part in names:
+        return names.index(part)
+    if part.isdigit() and int(part) < len(items):
+        return int(part)
+    raise UserError(f"argument '{override}': '{part}' is neither a position 0 to {len(items) - 1} nor one of the names {names}")
+
+
+def open_section(node: dict, part: str, override: str) -> Any:
+    if not node.get(part):
+        node[part] = {}
+    if not isinstance(node[part], dict | list):
+        raise UserError(f"argument '{override}': '{part}' is a value, not a section")
+    return node[part]
+
+
+def check_data(config: dict[str, Any]) -> None:
+    """What a data set needs depends on its type, and may stand in dataset or in its train and test parts."""
+    if "dataset" not in config:
+        return
+    for split in ("train", "test"):
+        merged = {**config["dataset"], **config["dataset"][split]}
+        needed = {"custom": ("meta_file", "image_reader"), "cifar10": ("root_dir", "normals")}[merged["type"]]
+        for name in needed:
+            if not merged.get(name):
+                raise UserError(f"dataset.{split}.{name} is missing: a data set of type {merged['type']} needs it")
+
+
+def check_training(config: dict[str, Any]) -> None:
+    """Try optimiser and schedule on one number, and hold losses and key metric against what the configuration computes."""
+    if trainer := config.get("trainer"):
+        optimizer = try_build(torch.optim, trainer["optimizer"], "trainer.optimizer", [torch.zeros(1, requires_grad=True)])
+        try_build(torch.optim.lr_scheduler, trainer["lr_scheduler"], "trainer.lr_scheduler", optimizer)
+    types = {subnet["type"] for subnet in config["net"]}
+    for criterion in config.get("criterion", []):
+        if (needed := LOSSES[criterion["type"]].reconstruction) not in types:
+            raise UserError(f"criterion '{criterion['name']}': {criterion['type']} needs a subnet of type {needed}")
+    if evaluator := config.get("evaluator"):
+        metrics = [f"{score['name']}_{kind}" for kind, scores in evaluator["metrics"].items() for score in scores]
+        if not any(evaluator["key_metric"].endswith(f"_{metric}") for metric in metrics):
+            choices = ", ".join(f"mean_{metric}" for metric in metrics)
+            raise UserError(f"evaluator.key_metric '{evaluator['key_metric']}' is not computed: use one of {choices}")
+
+
+def try_build(module: Any, section: dict[str, Any], where: str, *args: Any) -> Any:
+    try:
+        return getattr(module, section["type"])(*args, **section["kwargs"])
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{where}.kwargs do not suit {section['type']}: {str(error).splitlines()[0]}") from None
+
+
+def derive_net(config: dict[str, Any]) -> None:
+    """Fill in what follows from `outlayers`, `outstrides` and `input_size`, in place: planes, strides, feature size, frozen."""
+    names = [subnet["name"] for subnet in config["net"]]
+    for name in config["frozen_layers"]:
+        if name not in names:
+            raise UserError(f"frozen_layers: '{name}' is not a subnet{nearest(name, names, '')}")
+    input_size = config.get("dataset", config.get("data", {})).get("input_size")
+    planes: list[int] = []
+    strides: list[int] = []
+    for before, subnet in zip([None, *names], config["net"], strict=False):
+        where, kind, kwargs = f"net.{subnet['name']}", SUBNET_KINDS[subnet["type"]], subnet["kwargs"]
+        if subnet["prev"] not in (None, before):
+            raise UserError(f"{where}.prev '{subnet['prev']}' must be '{before}', the subnet before it")
+        subnet["frozen"] = subnet["frozen"] or subnet["name"] in config["frozen_layers"]
+        if kind == "backbone":
+            planes, strides = layer_outputs(subnet["type"].rsplit(".")[-1], kwargs["outlayers"])
+            check_divisible(input_size, max(strides), f"{where}.kwargs.outlayers")
+            continue
+        kwargs.update(inplanes=planes, instrides=strides)
+        if kind == "MFCN":
+            if len(kwargs["outstrides"]) != 1:
+                raise UserError(f"{where}.kwargs.outstrides must hold one stride, not {kwargs['outstrides']}")
+            planes, strides = [sum(planes)], list(kwargs["outstrides"])
+            kwargs["outplanes"] = planes
+            check_divisible(input_size, strides[0], f"{where}.kwargs.outstrides")
+        if kind == "UniAD" and input_size:
+            kwargs["feature_size"] = [side // strides[0] for side in input_size]
+
+
+def check_divisible(input_size: Sequence[int] | None, stride: int, cause: str) -> None:
+    for side in input_size or ():
+        if side % stride:
+            raise UserError(f"dataset.input_size {list(input_size)} must be divisible by {stride}, the stride given by {cause}")

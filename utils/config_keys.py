@@ -1,0 +1,181 @@
+"""Every key a configuration may hold: its kind, its default and its meaning.
+
+This is the only list of keys: utils.config validates against it, and the README's table is tested against it. Keys are dotted;
+`[]` stands for each item of a list, and `net[UniAD]` for a subnet of that type. Relative paths are relative to the
+configuration's folder.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from models.backbones.specs import SPECS
+
+REQUIRED = "required"  # the default of a key that must be given wherever its section is
+
+# What each kind accepts, in the words of the error message.
+KINDS = {
+    "int": "a whole number",
+    "number": "a number",
+    "bool": "True or False",
+    "str": "a text",
+    "path": "a path",
+    "size": "two positive whole numbers [height, width]",
+    "triple": "three numbers, one a channel",
+    "bools": "three of True and False",
+    "ints": "a list of whole numbers",
+    "names": "a list of names",
+    "mapping": "a mapping of keys",
+}
+
+
+@dataclass(frozen=True)
+class Key:
+    """One key: its `kind` (of KINDS), `default`, `meaning`, and where they exist its only `choices` or its `least` value."""
+
+    kind: str
+    default: Any
+    meaning: str
+    choices: tuple[str, ...] = ()
+    least: float | None = None
+
+
+def on_off(meaning: str, default: bool = False) -> Key:
+    return Key("bool", default, meaning)
+
+
+def score_keys(kind: str, meaning: str) -> dict[str, Key]:
+    prefix = f"evaluator.metrics.{kind}[]"
+    return {
+        f"{prefix}.name": Key(
+            "str", REQUIRED, f"{meaning} of this score of an image, or of pixels", ("mean", "std", "max", "pixel")
+        ),
+        f"{prefix}.kwargs.avgpool_size": Key("size", None, "max: average the map over this window before the maximum"),
+    }
+
+
+KEYS: dict[str, Key] = {
+    "version": Key("str", None, "a free label of the configuration"),
+    "random_seed": Key(
+        "int", None, "seeds numpy, torch, CUDA and Python's random with its powers 1 to 4; the process's rank is added"
+    ),
+    "reproduce": on_off("deterministic algorithms: the same run twice is bit-equal on one machine"),
+    "port": Key(
+        "int", None, "MASTER_PORT under Slurm, where the environment gives none; the next free one if it is busy", least=1
+    ),
+    # data
+    "dataset.type": Key("str", REQUIRED, "which data set class reads the images", ("custom", "cifar10")),
+    "dataset.train": Key("mapping", {}, "dataset keys that hold for training only, e.g. meta_file, hflip"),
+    "dataset.test": Key("mapping", {}, "dataset keys that hold for evaluation only, e.g. meta_file"),
+    "dataset.meta_file": Key("path", None, "custom: the JSON-lines list of images; stands in train and test"),
+    "dataset.image_reader.type": Key("str", "opencv", "custom: what decodes images", ("opencv",)),
+    "dataset.image_reader.kwargs.image_dir": Key("path", REQUIRED, "custom: the folder that names in the list are relative to"),
+    "dataset.image_reader.kwargs.color_mode": Key(
+        "str", "RGB", "custom: channel order; GRAY is three equal channels", ("RGB", "BGR", "GRAY")
+    ),
+    "dataset.root_dir": Key("path", None, "cifar10: the folder that contains cifar-10-batches-py"),
+    "dataset.normals": Key("ints", None, "cifar10: ids of the classes that count as normal"),
+    "dataset.input_size": Key("size", REQUIRED, "size that images and masks are resized to"),
+    "dataset.pixel_mean": Key("triple", REQUIRED, "mean that is subtracted, of values in 0..1"),
+    "dataset.pixel_std": Key("triple", REQUIRED, "deviation that is divided by"),
+    "dataset.batch_size": Key("int", REQUIRED, "images a batch in each process", least=1),
+    "dataset.workers": Key("int", 2, "processes that read images for each process", least=0),
+    "dataset.rebalance": on_off("train: draw every class equally often in an epoch"),
+    "dataset.hflip": on_off("train: mirror left-right half the time"),
+    "dataset.vflip": on_off("train: mirror top-bottom half the time"),
+    "dataset.rotate": on_off("train: turn by 0, 90, 180 or 270 degrees"),
+    "dataset.colorjitter.brightness": Key("number", 0.1, "train: range of the brightness factor around 1", least=0),
+    "dataset.colorjitter.contrast": Key("number", 0.5, "train: range of the contrast factor around 1", least=0),
+    "dataset.colorjitter.hue": Key("number", 0.07, "train: range of the hue shift, in turns", least=0),
+    "dataset.colorjitter.saturation": Key("number", 0.5, "train: range of the saturation factor around 1", least=0),
+    "dataset.colorjitter.prob": Key("number", 0.5, "train: probability of each of the four", least=0),
+    # loss and training
+    "criterion[].name": Key("str", REQUIRED, "a name for the loss"),
+    "criterion[].type": Key("str", REQUIRED, "which loss", ("FeatureMSELoss", "ImageMSELoss")),
+    "criterion[].kwargs.weight": Key("number", 1.0, "its weight in the sum"),
+    "trainer.max_epoch": Key("int", REQUIRED, "epochs in all", least=1),
+    "trainer.clip_max_norm": Key("number", None, "gradients are scaled down to this norm; none: not at all", least=0),
+    "trainer.val_freq_epoch": Key("int", 10, "evaluate and save every so many epochs, and after the last", least=1),
+    "trainer.print_freq_step": Key("int", 50, "a log line every so many steps", least=1),
+    "trainer.tb_freq_step": Key("int", 10, "TensorBoard scalars every so many steps", least=1),
+    "trainer.lr_scheduler.type": Key("str", "StepLR", "which schedule", ("StepLR",)),
+    "trainer.lr_scheduler.kwargs": Key("mapping", REQUIRED, "its arguments, as in torch.optim.lr_scheduler"),
+    "trainer.optimizer.type": Key("str", REQUIRED, "which optimiser", ("AdamW", "Adam", "SGD")),
+    "trainer.optimizer.kwargs": Key("mapping", REQUIRED, "its arguments, as in torch.optim"),
+    # files
+    "saver.auto_resume": on_off("train: go on from save_dir's last checkpoint if there is one", True),
+    "saver.resume_model": Key("path", None, "train: go on from this checkpoint (auto_resume comes first)"),
+    "saver.init_from": Key("path", None, "train: start a new run from this checkpoint's weights (ours)"),
+    "saver.always_save": on_off("keep ckpt_<epoch>.pth.tar of every evaluation as well", True),
+    "saver.load_path": Key("path", "checkpoints/ckpt.pth.tar", "evaluate (-e): the checkpoint"),
+    "saver.save_dir": Key("path", "checkpoints", "where checkpoints are written"),
+    "saver.log_dir": Key("path", "log", "where the log and TensorBoard's files are written"),
+    # evaluation
+    "evaluator.save_dir": Key("path", "result", "where metrics.json, scores.csv and the table are written"),
+    "evaluator.key_metric": Key("str", REQUIRED, "the number that decides ckpt_best.pth.tar, e.g. mean_pixel_auc"),
+    **score_keys("auc", "AUROC"),
+    **score_keys("ap", "average precision"),
+    **score_keys("f1max", "largest F1 over all thresholds"),
+    "evaluator.metrics.aupro[].name": Key("str", REQUIRED, "per-region overlap to a false-positive rate of 0.3", ("pixel",)),
+    "evaluator.vis_compound.save_dir": Key("path", REQUIRED, "-e: image, mask and two heat maps side by side are written here"),
+    "evaluator.vis_compound.max_score": Key("number", None, "the map value drawn as hottest; none: the largest of all maps"),
+    "evaluator.vis_compound.min_score": Key("number", None, "the map value drawn as coldest; none: the smallest of all maps"),
+    "evaluator.vis_single.save_dir": Key("path", REQUIRED, "-e: image and heat map are written here as separate files"),
+    "evaluator.vis_single.max_score": Key("number", None, "as in vis_compound"),
+    "evaluator.vis_single.min_score": Key("number", None, "as in vis_compound"),
+    # network
+    "frozen_layers": Key("names", [], "names of subnets that are not trained"),
+    "net[].name": Key("str", REQUIRED, "the subnet's name; prefix of its keys in a checkpoint"),
+    "net[].type": Key("str", REQUIRED, "models.backbones.<name>, models.necks.MFCN, models.reconstructions.UniAD or VisDecoder"),
+    "net[].prev": Key("str", None, "name of the subnet it follows"),
+    "net[].frozen": on_off("do not train it, as frozen_layers does"),
+    "net[backbone].kwargs.pretrained": on_off("start from ImageNet weights", True),
+    "net[backbone].kwargs.outlayers": Key("ints", REQUIRED, "layers whose feature maps are used, from 1"),
+    "net[backbone].kwargs.pretrained_model": Key(
+        "path", "", "file with the ImageNet weights; empty: bundled, cached or downloaded"
+    ),
+    "net[MFCN].kwargs.outstrides": Key("ints", REQUIRED, "stride of the one feature grid, e.g. [16]"),
+    "net[UniAD].kwargs.pos_embed_type": Key("str", "learned", "position embedding", ("learned", "sine")),
+    "net[UniAD].kwargs.hidden_dim": Key("int", REQUIRED, "width of a token inside the transformer", least=1),
+    "net[UniAD].kwargs.nhead": Key("int", REQUIRED, "attention heads", least=1),
+    "net[UniAD].kwargs.num_encoder_layers": Key("int", REQUIRED, "encoder layers", least=0),
+    "net[UniAD].kwargs.num_decoder_layers": Key("int", REQUIRED, "decoder layers", least=1),
+    "net[UniAD].kwargs.dim_feedforward": Key("int", REQUIRED, "width of the feed-forward", least=1),
+    "net[UniAD].kwargs.dropout": Key("number", 0.1, "dropout rate", least=0),
+    "net[UniAD].kwargs.activation": Key("str", "relu", "activation of the feed-forward", ("relu", "gelu")),
+    "net[UniAD].kwargs.normalize_before": on_off("norm before each sub-layer instead of after it"),
+    "net[UniAD].kwargs.feature_jitter.scale": Key("number", REQUIRED, "noise in proportion to a token's norm", least=0),
+    "net[UniAD].kwargs.feature_jitter.prob": Key("number", REQUIRED, "probability of a batch to get noise", least=0),
+    "net[UniAD].kwargs.neighbor_mask.neighbor_size": Key("size", REQUIRED, "window that a token does not attend to; 6 means 7"),
+    "net[UniAD].kwargs.neighbor_mask.mask": Key("bools", REQUIRED, "mask in [encoder, decoder attention 1, decoder attention 2]"),
+    "net[UniAD].kwargs.save_recon.save_dir": Key("path", REQUIRED, "-e: reconstructed features are written here as .npy"),
+    "net[UniAD].kwargs.initializer.method": Key(
+        "str", "normal", "initial weights", ("normal", "xavier_uniform", "xavier_normal", "msra_uniform", "msra_normal")
+    ),
+    "net[VisDecoder].kwargs.block_type": Key("str", REQUIRED, "residual block", ("basic", "bottle")),
+    "net[VisDecoder].kwargs.initializer.method": Key(
+        "str", "normal", "initial weights", ("normal", "xavier_uniform", "xavier_normal", "msra_uniform", "msra_normal")
+    ),
+}
+
+# Sections that may be missing, null or False: they are None then, and their keys are not needed.
+OPTIONAL = frozenset(
+    {
+        "dataset.colorjitter",
+        "dataset.image_reader",
+        "evaluator.vis_compound",
+        "evaluator.vis_single",
+        "net[UniAD].kwargs.feature_jitter",
+        "net[UniAD].kwargs.neighbor_mask",
+        "net[UniAD].kwargs.save_recon",
+        "net[UniAD].kwargs.initializer",
+        "net[VisDecoder].kwargs.initializer",
+    }
+)
+
+# What `net[].type` may say, and the name its keys stand under in KEYS.
+SUBNET_KINDS: dict[str, str] = {
+    **{f"models.backbones.{name}": "backbone" for name in SPECS},
+    "models.necks.MFCN": "MFCN",
+    "models.reconstructions.UniAD": "UniAD",
+    "models.reconstructions.VisDecoder": "VisDecoder",
+}

@@ -1,0 +1,17 @@
+"""What a result was made with."""
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+
+PACKAGES = ("torch", "torchvision", "numpy", "opencv-python", "pillow", "efficientnet_pytorch", "efficientnet_lite_pytorch")
+
+
+def versions() -> dict[str, str]:
+    """Name and version of Python and of each package that decides the numbers."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:  # e.g. opencv-python-headless in its place
+            found[package] = "not installed under this name"
+    return found
