@@ -158,6 +158,11 @@ def test_a_wrong_key_or_value_is_one_line_with_the_key_and_what_to_do(override: 
     assert "\n" not in str(caught.value)
 
 
+def test_reproducing_needs_a_seed() -> None:
+    with pytest.raises(UserError, match="reproduce: True needs a random_seed"):
+        load_config(MVTEC, ["reproduce=True", "random_seed=null"])
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

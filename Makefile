@@ -1,0 +1,40 @@
+# Everything runs in .venv, a virtual environment of this folder's own.
+#   make demo GPU=cpu         without the GPU (default: GPU 0, or the CPU where there is none)
+#   make setup PYTHON=...     with another Python than python3
+PYTHON = python3
+GPU = 0
+VENV_PYTHON = .venv/bin/python
+
+.PHONY: help setup demo test lint clean
+
+help:   ## list these targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s%s\n", $$1, $$2}' Makefile
+
+setup: .venv/.installed   ## make .venv with the packages of requirements.txt
+
+demo: setup   ## make the demo data set, train on it and evaluate: minutes
+	$(VENV_PYTHON) tools/make_demo_data.py
+	PYTHON=$(VENV_PYTHON) sh experiments/demo/train_torch.sh 1 $(GPU) --overwrite
+	PYTHON=$(VENV_PYTHON) sh experiments/demo/eval_torch.sh 1 $(GPU)
+	@echo "numbers: experiments/demo/result/metrics.json   heat maps: experiments/demo/result/vis_compound"
+
+test: lint   ## check the code and run the tests
+	$(VENV_PYTHON) -m pytest tests
+
+lint: .venv/.installed-tests   ## check the code only
+	$(VENV_PYTHON) -m ruff check .
+
+clean:   ## remove the demo's data and results; .venv stays
+	rm -rf data/demo experiments/demo/checkpoints experiments/demo/log experiments/demo/result
+
+# The marks of what is installed: made anew only when the list of packages changes.
+.venv/.installed: requirements.txt
+	@echo "installing the packages of requirements.txt into .venv; the first time this takes minutes"
+	@$(PYTHON) -m venv .venv >/dev/null || { echo "error: $(PYTHON) cannot make a virtual environment (Debian and Ubuntu: apt-get \
+	install python3-venv); name another with PYTHON=..." >&2; exit 1; }
+	@$(VENV_PYTHON) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+.venv/.installed-tests: tests/requirements.txt .venv/.installed
+	@$(VENV_PYTHON) -m pip install --quiet --disable-pip-version-check -r tests/requirements.txt
+	@touch $@
