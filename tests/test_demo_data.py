@@ -16,7 +16,7 @@ from utils.demo.build import CLASSES, SMALLEST, VISIBLE, Item, build_demo, chang
 from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
-FEW = {"train": 1, "good": 6, "defective": 6}  # images a class: enough for every kind and for a rough AUROC
+FEW = {"train": 1, "good": 4, "defective": 6}  # images a class: enough for every kind and for a rough AUROC
 TINY = {"train": 1, "good": 1, "defective": 3}
 
 
@@ -38,7 +38,7 @@ def records(folder: Path, name: str) -> list[dict]:
 
 
 def one_of_each_kind() -> list[Item]:
-    return [Item(clsname, "test", kind, 0, 9) for clsname, (_, kinds) in CLASSES.items() for kind in kinds]
+    return [Item(clsname, "test", kind, 0, 2) for clsname, (_, kinds) in CLASSES.items() for kind in kinds]
 
 
 # --- what is in it ---
@@ -57,7 +57,7 @@ def test_files_lie_in_mvtec_layout(demo: Path):
     expected = {"train.json", "test.json", "made_by.json"}
     for clsname, (_, kinds) in CLASSES.items():
         expected |= {f"{clsname}/train/good/000.png"}
-        expected |= {f"{clsname}/test/good/{index:03d}.png" for index in range(6)}
+        expected |= {f"{clsname}/test/good/{index:03d}.png" for index in range(4)}
         for kind in kinds:
             expected |= {f"{clsname}/test/{kind}/{index:03d}.png" for index in range(2)}
             expected |= {f"{clsname}/ground_truth/{kind}/{index:03d}_mask.png" for index in range(2)}
@@ -110,9 +110,9 @@ def test_another_seed_split_or_number_gives_another_picture(clsname: str):
 
 
 @pytest.mark.parametrize("item", one_of_each_kind(), ids=lambda item: f"{item.clsname}-{item.kind}")
-def test_a_mask_is_where_the_image_differs_from_its_clean_render(item: Item):
+def test_a_mask_is_where_the_image_differs_from_its_clean_render(item: Item, demo: Path):
     flawed, clean = render(item, seed=0)
-    image, mask = draw_item(item, seed=0)
+    image, mask = cv2.cvtColor(read(demo / item.filename), cv2.COLOR_BGR2RGB), read(demo / item.maskname) > 0
     changed = np.abs(flawed - clean).max(axis=2) > VISIBLE
     assert mask.sum() >= SMALLEST
     assert not (changed & ~mask).any()
@@ -136,12 +136,8 @@ def test_defects_of_a_kind_go_from_subtle_to_plain():
         flawed, clean = render(item, seed=0)
         return float(np.abs(flawed - clean).sum())
 
-    plainer = [visibility(Item(c, "test", k, 8, 9)) > visibility(Item(c, "test", k, 0, 9)) for c, k in kinds_with_strength()]
-    assert np.mean(plainer) >= 0.8  # chance still has its part in the size
-
-
-def kinds_with_strength() -> list[tuple[str, str]]:
-    return [(item.clsname, item.kind) for item in one_of_each_kind() if item.kind != "missing"]
+    for clsname, kind in [("brick", "crack"), ("cable", "strands"), ("circuit", "solder"), ("nut", "rust"), ("gravel", "chip")]:
+        assert visibility(Item(clsname, "test", kind, 8, 9)) > visibility(Item(clsname, "test", kind, 0, 9))
 
 
 def test_brightness_does_not_give_the_defects_away(demo: Path):

@@ -9,7 +9,7 @@ from utils.errors import UserError
 
 def run(main: Callable[[], None]) -> None:
     """Call a tool's `main`; a UserError becomes one line on stderr and exit code 2, Ctrl-C becomes exit code 130."""
-    rank = os.environ.get("RANK", "0")
+    rank = os.environ.get("RANK") or os.environ.get("SLURM_PROCID", "0")
     prefix = "error: " if rank == "0" else f"error on rank {rank}: "
     try:
         main()

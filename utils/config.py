@@ -126,6 +126,8 @@ def check_training(config: dict[str, Any]) -> None:
     if trainer := config.get("trainer"):
         optimizer = try_build(torch.optim, trainer["optimizer"], "trainer.optimizer", [torch.zeros(1, requires_grad=True)])
         try_build(torch.optim.lr_scheduler, trainer["lr_scheduler"], "trainer.lr_scheduler", optimizer)
+    if config["reproduce"] and config["random_seed"] is None:
+        raise UserError("reproduce: True needs a random_seed")
     types = {subnet["type"] for subnet in config["net"]}
     for criterion in config.get("criterion", []):
         if (needed := LOSSES[criterion["type"]].reconstruction) not in types:

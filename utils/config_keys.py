@@ -59,9 +59,7 @@ KEYS: dict[str, Key] = {
         "int", None, "seeds numpy, torch, CUDA and Python's random with its powers 1 to 4; the process's rank is added"
     ),
     "reproduce": on_off("deterministic algorithms: the same run twice is bit-equal on one machine"),
-    "port": Key(
-        "int", None, "MASTER_PORT under Slurm, where the environment gives none; the next free one if it is busy", least=1
-    ),
+    "port": Key("int", None, "MASTER_PORT under Slurm, where the environment gives none; the job's number is added", least=1),
     # data
     "dataset.type": Key("str", REQUIRED, "which data set class reads the images", ("custom", "cifar10")),
     "dataset.train": Key("mapping", {}, "dataset keys that hold for training only, e.g. meta_file, hflip"),

@@ -216,6 +216,9 @@ def fit(
     result.
     """
     settings, folder = config["trainer"], Path(config["saver"]["save_dir"])
+    if trainer.process.is_main:
+        for leftover in folder.glob(".ckpt*.tmp"):  # of a run that was killed while saving
+            leftover.unlink()
     model = distribute(trainer.network, trainer.process)
     while trainer.epoch < settings["max_epoch"]:
         report = StepReport(trainer, len(loader), settings, writer)

@@ -7,13 +7,15 @@ import numpy as np
 from utils.demo.flaws import Flaw
 from utils.demo.surface import Colour, Pose, Surface, box, cover, disc, lettering, noise, rounded, stroke
 
-WIRES = {"green": (0.16, 0.42, 0.20), "blue": (0.15, 0.27, 0.52), "brown": (0.42, 0.22, 0.13)}
+WIRES = [(0.16, 0.42, 0.20), (0.15, 0.27, 0.52), (0.42, 0.22, 0.13)]  # green, blue, brown
+WRONG = [(0.50, 0.45, 0.12), (0.45, 0.16, 0.30), (0.30, 0.30, 0.32)]  # yellow, purple, grey
 # A core of strands: one in the middle, six and twelve around it; the rings' radii are in strands' diameters.
 RINGS = [(1, 0.0), (6, 1.0), (12, 1.95)]
+SEATS = [(ring, 2 * np.pi * k / count) for count, ring in RINGS for k in range(count)]
 
 
 def cable(rng: np.random.Generator, flaw: Flaw | None) -> Surface:
-    """The sawn end of a cable. Flaws: strands (some or all missing), insulation (wrong colour), cut (into sheath or wire)."""
+    """The sawn end of a cable. Flaws: strands (some or all missing), insulation (wrong colour), cut (into the sheath)."""
     cloth = 0.30 + 0.02 * noise(rng, 2.5, octaves=2, stretch=2) + 0.015 * noise(rng, 60, octaves=2)
     surface = Surface.flat(cloth[..., None] * np.float32([0.92, 0.98, 1.05]))
     pose = Pose(rng.uniform(-6, 6), rng.uniform(-6, 6), rng.uniform(-0.3, 0.3), rng.uniform(0.96, 1.04))
@@ -24,11 +26,11 @@ def cable(rng: np.random.Generator, flaw: Flaw | None) -> Surface:
     surface.lay(cover(oval), colour=plastic * sawn[..., None], height=24 * rounded(oval, 5), gloss=0.12)
     surface.lay(cover(oval + 15, 3), colour=(0.10, 0.10, 0.11), height=12)
     victim = int(flaw.rng.integers(3)) if flaw is not None else -1
-    for number, colour in enumerate(WIRES.values()):
+    for number, colour in enumerate(WIRES):
         middle = pose.at(*polar(48 + rng.uniform(-1.5, 1.5), number * 2 * np.pi / 3 - 0.6 + rng.uniform(-0.06, 0.06)))
         wire(surface, middle, colour, sawn, rng, flaw if number == victim else None)
     if flaw is not None and flaw.kind == "cut":
-        notch(surface, flaw, pose)
+        notch(surface, flaw, pose, cover(oval))
     return surface
 
 
@@ -41,42 +43,39 @@ def wire(surface: Surface, middle: Pose, colour: Colour, sawn: np.ndarray, rng: 
     u, v = surface.local(middle)
     dye = np.float32(colour) * np.float32(rng.uniform(0.9, 1.1))
     if flaw is not None and flaw.kind == "insulation":
-        other = np.float32([(0.50, 0.45, 0.12), (0.45, 0.16, 0.30), (0.30, 0.30, 0.32)][int(flaw.rng.integers(3))])
+        other = np.float32(WRONG[int(flaw.rng.integers(3))])
         dye += np.float32(flaw.between(0.35, 1)) * (other - dye)
     jacket = disc(u, v, 42)
     surface.lay(cover(jacket), colour=dye * sawn[..., None], height=24 * rounded(jacket, 3), gloss=0.15)
     surface.lay(cover(disc(u, v, 27.5), 2), colour=(0.09, 0.06, 0.05), height=14)
-    lost: set[int] = set()
-    if flaw is not None and flaw.kind == "strands":
-        lost = set(flaw.rng.permutation(19)[: round(flaw.between(1, 19))].tolist())
-    spin, strand = rng.uniform(0, 6.3), 0
-    for count, ring in RINGS:
-        for k in range(count):
-            seat = middle.at(*polar(11.2 * ring, spin + 2 * np.pi * k / count))
-            spot, bright, tilt = (
-                Pose(*(seat.x + rng.normal(0, 0.5), seat.y + rng.normal(0, 0.5))),
-                rng.uniform(0.75, 1.1),
-                rng.normal(0, 0.12, 2),
-            )
-            if strand not in lost:
-                end = surface.near(spot, 7)
-                du, dv = end.local(spot)
-                shape = disc(du, dv, 5.5 * middle.zoom)
-                facet = 23 * rounded(shape, 2) + np.float32(tilt[0]) * du + np.float32(tilt[1]) * dv
-                end.lay(cover(shape), colour=np.float32([0.80, 0.47, 0.29]) * np.float32(bright), height=facet, gloss=0.5)
-            strand += 1
+    lost = flaw.rng.permutation(19)[: round(flaw.between(1, 19))] if flaw is not None and flaw.kind == "strands" else []
+    spin = rng.uniform(0, 6.3)
+    for number, (ring, angle) in enumerate(SEATS):
+        seat = middle.at(*polar(11.2 * ring, spin + angle))
+        seat = Pose(seat.x + rng.normal(0, 0.5), seat.y + rng.normal(0, 0.5), 0, middle.zoom)
+        polish, tilt = np.float32(rng.uniform(0.75, 1.1)), rng.normal(0, 0.12, 2).astype(np.float32)
+        if number not in lost:
+            strand(surface.near(seat, 7), seat, polish, tilt)
 
 
-def notch(surface: Surface, flaw: Flaw, pose: Pose) -> None:
+def strand(surface: Surface, seat: Pose, polish: np.float32, tilt: np.ndarray) -> None:
+    """The end of one strand, cut not quite square."""
+    u, v = surface.local(seat)
+    shape = disc(u, v, 5.5)
+    facet = 23 * rounded(shape, 2) + tilt[0] * u + tilt[1] * v
+    surface.lay(cover(shape), colour=np.float32([0.80, 0.47, 0.29]) * polish, height=facet, gloss=0.5)
+
+
+def notch(surface: Surface, flaw: Flaw, pose: Pose, within: np.ndarray) -> None:
     """A knife's cut into the sheath."""
     angle = flaw.rng.uniform(0, 2 * np.pi)
     spot = pose.at(*polar(100, angle), angle + flaw.rng.normal(0, 0.5))
     u, v = surface.local(spot)
     gap = box(u, v, flaw.between(5, 18), flaw.between(1.2, 7), 1) + 0.8 * noise(flaw.rng, 6, octaves=2)
-    surface.lay(cover(gap, 1.5), colour=(0.13, 0.13, 0.14), height=8, gloss=0.0)
+    surface.lay(cover(gap, 1.5) * within, colour=(0.13, 0.13, 0.14), height=8, gloss=0.0)
 
 
-# The board: parts as (kind, u, v, turn). What is not here is drawn once for all boards: tracks, holes and print.
+# The board: parts as (kind, u, v, turn), tracks as corners (u, v), printed labels as (text, u, v, height).
 PARTS = [
     ("chip", -22, -8, 0.0), ("can", 62, -48, 0.0), ("can", 62, 4, 0.0), ("crystal", -18, 64, 0.0),
     ("resistor", 22, 48, 0.0), ("resistor", 22, 68, 0.0), ("resistor", -80, -62, 1.5708), ("resistor", -60, -62, 1.5708),
@@ -91,6 +90,7 @@ TRACKS = [
     [(-18, 64), (-50, 64), (-74, 62)], [(32, 68), (50, 68), (62, 58)], [(62, 38), (62, 20)], [(84, 40), (84, -80)],
     [(84, 60), (84, 88), (-60, 88), (-84, 72)], [(-8, 30), (-8, 44), (-16, 56)], [(-30, 30), (-30, 56)], [(-96, 84), (-70, 84)],
 ]  # fmt: skip
+LABELS = [("IC1", -24, 26, 7), ("C1", 86, -62, 7), ("R12", 22, 33, 7), ("REV B", -70, 94, 7), ("X1", 8, 58, 6)]
 
 
 def circuit(rng: np.random.Generator, flaw: Flaw | None) -> Surface:
@@ -106,13 +106,7 @@ def circuit(rng: np.random.Generator, flaw: Flaw | None) -> Surface:
         surface.height += np.float32(0.5) * line
         for end in (track[0], track[-1]):
             via(surface, pose.at(*end))
-    for text, u, v, size in (
-        ("IC1", -24, 26, 7),
-        ("C1", 86, -62, 7),
-        ("R12", 22, 33, 7),
-        ("REV B", -70, 94, 7),
-        ("X1", 8, 58, 6),
-    ):
+    for text, u, v, size in LABELS:
         surface.lay(lettering(text, pose.at(u, v), size, 0.9) * np.float32(0.75), colour=(0.85, 0.87, 0.83))
     victim = int(flaw.rng.integers(len(PARTS))) if flaw is not None else -1
     for number, (kind, u, v, turn) in enumerate(PARTS):

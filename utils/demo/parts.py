@@ -84,9 +84,7 @@ def capsule(rng: np.random.Generator, flaw: Flaw | None) -> Surface:
     worn = np.zeros_like(u)
     if flaw is not None and flaw.kind == "print":
         worn = np.clip(0.5 + 1.5 * (noise(flaw.rng, 14, octaves=2) + np.float32(flaw.between(-0.8, 0.8))), 0, 1)
-        number = number.at(
-            flaw.between(0, 6) * flaw.rng.normal(), flaw.between(0, 6) * flaw.rng.normal(), flaw.rng.normal(0, 0.2)
-        )
+        number = number.at(*(flaw.between(0, 6) * flaw.rng.normal(size=2)), flaw.rng.normal(0, 0.2))
     surface.lay(lettering("500", number, 20, 2.6) * (1 - worn) * np.float32(0.85), colour=(0.90, 0.86, 0.82))
     surface.lay(lettering("mg", unit, 17, 2.2) * np.float32(0.8), colour=(0.25, 0.10, 0.07))
     if flaw is not None and flaw.kind != "print":

@@ -125,8 +125,8 @@ def cast_shadow(height: np.ndarray, light: Light) -> np.ndarray:
     coarse = cv2.resize(height, None, fx=0.25, fy=0.25, interpolation=cv2.INTER_AREA)
     step, rise = STEP / 0.25, math.tan(light.elevation)
     hidden = np.zeros_like(coarse)
-    for reach in np.arange(1, 9):
-        move = np.float32([[1, 0, -reach * np.cos(light.azimuth)], [0, 1, -reach * np.sin(light.azimuth)]])
+    for reach in range(1, 9):
+        move = np.float32([[1, 0, -reach * math.cos(light.azimuth)], [0, 1, -reach * math.sin(light.azimuth)]])
         towards_lamp = cv2.warpAffine(coarse, move, coarse.shape[::-1], borderMode=cv2.BORDER_REPLICATE)
         hidden = np.maximum(hidden, np.clip((towards_lamp - coarse - reach * step * rise) / 3, 0, 1))
     soft = cv2.GaussianBlur(hidden, (0, 0), 0.9)

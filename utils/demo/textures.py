@@ -1,4 +1,4 @@
-"""Three surfaces cut from photographs that scikit-image carries inside its package (all of them CC0)."""
+"""Three surfaces cut from photographs that scikit-image carries inside its package, free of copyright restrictions."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def wooden_chip(surface: Surface, flaw: Flaw, pose: Pose) -> None:
 
 def grass(rng: np.random.Generator, flaw: Flaw | None) -> Surface:
     """A lawn from above. Flaws: bare (soil), dry (straw-coloured blades), coin."""
-    tone = cut(rng, photo("grass.png"), (1.65, 1.75), 0, 0.06)[..., 0]
+    tone = cut(rng, photo("grass.png"), (1.65, 1.75), rng.integers(2) * np.pi, 0.06)[..., 0]
     stops = [(0.0, (0.10, 0.16, 0.06)), (0.45, (0.31, 0.43, 0.19)), (0.8, (0.60, 0.70, 0.40)), (1.0, (0.80, 0.85, 0.66))]
     growth = 1 + 0.03 * noise(rng, 70, octaves=2)[..., None] * np.float32([1, 0.4, 0.6])
     surface = Surface.flat(ramp(tone, stops) * growth)
@@ -138,7 +138,7 @@ def grass(rng: np.random.Generator, flaw: Flaw | None) -> Surface:
         surface.lay(alpha * np.float32(flaw.between(0.6, 0.97)), colour=np.float32([0.36, 0.28, 0.20]) * crumbs)
     elif flaw.kind == "dry":
         alpha = blob(flaw, surface, pose, flaw.rng.uniform(22, 44), 9, flaw.rng.uniform(1, 1.6))
-        stain(surface, alpha, (1.9, 1.28, 1.0), flaw.between(0.5, 0.95))
+        stain(surface, alpha, (2.0, 1.3, 0.9), flaw.between(0.65, 1.0))
     else:
         lost_coin(surface, flaw, pose)
     return surface
