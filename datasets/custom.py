@@ -25,6 +25,11 @@ class CustomDataset(ImageDataset):
         self.masknames = [record["maskname"] for record in records]
         self.meta_file = meta_file
         self.reader = reader
+        try:  # now, not hours later in the middle of an epoch
+            for name in (*self.filenames, *filter(None, self.masknames)):
+                reader.check_exists(name)
+        except UserError as error:
+            raise UserError(f"{error} (listed in {meta_file})") from None
 
     def load(self, index: int) -> tuple[np.ndarray, np.ndarray | None]:
         """As in `ImageDataset`, the image in the reader's color_mode; UserError for a bad file or a mask of another size."""

@@ -43,6 +43,11 @@ class ImageReader:
         mask = self._decode(name, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)  # H x W x 3
         return (mask > 0).any(axis=2).astype(np.uint8)
 
+    def check_exists(self, name: str) -> None:
+        """UserError where there is no such file."""
+        if not (self.image_dir / name).is_file():
+            raise UserError(f"there is no file {name} in image_dir {self.image_dir}")
+
     def _decode(self, name: str, flags: int) -> np.ndarray:
         # From bytes: cv2.imread knows no Unicode paths on Windows and does not tell a missing file from a broken one.
         try:

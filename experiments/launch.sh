@@ -51,6 +51,7 @@ set -- "$root/tools/train_val.py" --config "$folder/config.yaml" "$@"
 
 run_here() {
     [ "$where" != cpu ] || where=''
+    export CUDA_DEVICE_ORDER=PCI_BUS_ID  # number GPUs as nvidia-smi does
     export CUDA_VISIBLE_DEVICES="$where" # empty hides every GPU
     unset SLURM_STEP_NUM_TASKS           # in an interactive srun its tasks are not ours
     if [ "$count" -eq 1 ]; then

@@ -124,13 +124,40 @@ def test_a_run_of_another_optimiser_is_not_resumed(path: Path) -> None:
         train(path, "run", "trainer.max_epoch=2", "saver.auto_resume=True", sgd)
 
 
+def test_a_resume_says_that_a_changed_learning_rate_is_not_taken(path: Path, said) -> None:
+    train(path, "run")
+    train(path, "run", "trainer.max_epoch=2", "saver.auto_resume=True")
+    assert "its own trainer" not in said()
+    resumed = train(path, "run", "trainer.max_epoch=3", "saver.auto_resume=True", "trainer.optimizer.kwargs.lr=0.5")
+    assert "its own trainer.optimizer" in said()
+    assert resumed["optimizer"]["param_groups"][0]["lr"] < 0.5
+
+
+def test_an_evaluation_that_fails_loses_no_epoch(path: Path) -> None:
+    (path.parent / "data/cup/test/hole/000.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"hole/000\.png .*is not an image"):
+        train(path, "run")
+    assert load_checkpoint(path.parent / "run/ckpt.pth.tar")["epoch"] == 1
+
+
+def test_nothing_to_train_is_an_error(path: Path) -> None:
+    with pytest.raises(UserError, match="every subnet is frozen"):
+        train(path, "run", "frozen_layers=[backbone, neck, reconstruction]")
+
+
+def test_overwrite_and_resume_model_exclude_each_other(path: Path) -> None:
+    train(path, "run")
+    with pytest.raises(UserError, match=r"--overwrite starts anew and saver\.resume_model goes on"):
+        train(path, "run", f"saver.resume_model={path.parent}/run/ckpt.pth.tar", overwrite=True)
+
+
 # --- never from old weights unasked ---
 
 
 def test_training_twice_is_refused_and_changes_nothing(path: Path) -> None:
     train(path, "run")
     before = {file: file.read_bytes() for file in (path.parent / "run").iterdir()}
-    with pytest.raises(UserError, match=r"ckpt\.pth\.tar is of an earlier run: .*auto_resume.*--overwrite"):
+    with pytest.raises(UserError, match=r"holds checkpoints of an earlier run: .*auto_resume.*--overwrite"):
         train(path, "run", "trainer.max_epoch=2")
     assert {file: file.read_bytes() for file in (path.parent / "run").iterdir()} == before
 

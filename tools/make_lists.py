@@ -23,6 +23,7 @@ def parse_arguments() -> argparse.Namespace:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--root", type=Path, metavar="DIR", help="folder with one folder a class, in MVTec layout")
     source.add_argument("--counts", type=Path, metavar="FILE", help="JSON table {class: {train: {good: n}, test: {kind: n}}}")
+    parser.add_argument("--classes", nargs="+", metavar="CLASS", help="of --root, only these classes")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where train.json and test.json are written")
     parser.add_argument("--per-class-dir", metavar="NAME", help="also write OUT/NAME/test_<class>.json for each class")
     return parser.parse_args()
@@ -51,7 +52,7 @@ def print_table(train: list[Record], test: list[Record]) -> None:
 
 def main() -> None:
     args = parse_arguments()
-    train, test = lists_from_tree(args.root) if args.root else lists_from_counts(read_counts(args.counts))
+    train, test = lists_from_tree(args.root, args.classes) if args.root else lists_from_counts(read_counts(args.counts))
     write_list(train, args.out / "train.json")
     write_list(test, args.out / "test.json")
     if args.per_class_dir:

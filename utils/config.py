@@ -85,11 +85,15 @@ def apply_override(raw: dict[str, Any], override: str) -> None:
     *parents, last = dotted.split(".")
     node: Any = raw
     for part in parents:
+        if not isinstance(node, dict | list):
+            raise UserError(f"argument '{override}': there is no section to hold '{part}'")
         node = node[list_index(node, part, override)] if isinstance(node, list) else open_section(node, part, override)
     if isinstance(node, list):
         node[list_index(node, last, override)] = value
-    else:
+    elif isinstance(node, dict):
         node[last] = value
+    else:
+        raise UserError(f"argument '{override}': there is no section to hold '{last}'")
 
 
 def list_index(items: list, part: str, override: str) -> int:
@@ -126,6 +130,8 @@ def check_training(config: dict[str, Any]) -> None:
     if trainer := config.get("trainer"):
         optimizer = try_build(torch.optim, trainer["optimizer"], "trainer.optimizer", [torch.zeros(1, requires_grad=True)])
         try_build(torch.optim.lr_scheduler, trainer["lr_scheduler"], "trainer.lr_scheduler", optimizer)
+        if trainer["lr_scheduler"]["kwargs"].get("step_size", 1) < 1:
+            raise UserError("trainer.lr_scheduler.kwargs.step_size must be at least 1")
     if config["reproduce"] and config["random_seed"] is None:
         raise UserError("reproduce: True needs a random_seed")
     types = {subnet["type"] for subnet in config["net"]}
@@ -133,10 +139,27 @@ def check_training(config: dict[str, Any]) -> None:
         if (needed := LOSSES[criterion["type"]].reconstruction) not in types:
             raise UserError(f"criterion '{criterion['name']}': {criterion['type']} needs a subnet of type {needed}")
     if evaluator := config.get("evaluator"):
+        if "models.reconstructions.UniAD" not in types:
+            raise UserError("evaluator needs a subnet of type models.reconstructions.UniAD, which makes the anomaly map")
         metrics = [f"{score['name']}_{kind}" for kind, scores in evaluator["metrics"].items() for score in scores]
+        check_scores(evaluator["metrics"], config.get("dataset", {}).get("input_size"))
         if not any(evaluator["key_metric"].endswith(f"_{metric}") for metric in metrics):
             choices = ", ".join(f"mean_{metric}" for metric in metrics)
             raise UserError(f"evaluator.key_metric '{evaluator['key_metric']}' is not computed: use one of {choices}")
+
+
+def check_scores(metrics: dict[str, list], input_size: Sequence[int] | None) -> None:
+    """Each score once a metric, and an averaging window for max only, that fits into the map."""
+    for kind, scores in metrics.items():
+        where = f"evaluator.metrics.{kind}"
+        if len({score["name"] for score in scores}) < len(scores):
+            raise UserError(f"{where} names a score twice")
+        for score in scores:
+            window = score.get("kwargs", {}).get("avgpool_size")
+            if window and score["name"] != "max":
+                raise UserError(f"{where}: avgpool_size is for the score max, not {score['name']}")
+            if window and input_size and any(w > side for w, side in zip(window, input_size, strict=True)):
+                raise UserError(f"{where}: avgpool_size {window} is larger than dataset.input_size {list(input_size)}")
 
 
 def try_build(module: Any, section: dict[str, Any], where: str, *args: Any) -> Any:
@@ -152,7 +175,12 @@ def derive_net(config: dict[str, Any]) -> None:
     for name in config["frozen_layers"]:
         if name not in names:
             raise UserError(f"frozen_layers: '{name}' is not a subnet{nearest(name, names, '')}")
-    input_size = config.get("dataset", config.get("data", {})).get("input_size")
+    kinds = [SUBNET_KINDS[subnet["type"]] for subnet in config["net"]]
+    if len(set(names)) < len(names) or kinds[:2] != ["backbone", "MFCN"] or kinds[2:] not in (["UniAD"], ["VisDecoder"]):
+        raise UserError(
+            "net must be a backbone, models.necks.MFCN and one of models.reconstructions, each with a name of its own"
+        )
+    input_size = config.get("dataset", {}).get("input_size")
     planes: list[int] = []
     strides: list[int] = []
     for before, subnet in zip([None, *names], config["net"], strict=False):

@@ -72,9 +72,9 @@ class Checker:
         if not isinstance(raw, dict):
             raise UserError(f"{where} must be a mapping of keys, not {raw!r}")
         where = f"net.{raw['name']}" if isinstance(raw.get("name"), str) else where
-        if "type" in raw and raw["type"] not in SUBNET_KINDS:
+        if "type" in raw and str(raw["type"]) not in SUBNET_KINDS:
             raise UserError(f"{where}.type '{raw['type']}' is unknown{nearest(str(raw['type']), SUBNET_KINDS, '')}")
-        kind = SUBNET_KINDS.get(raw.get("type", ""), "backbone")
+        kind = SUBNET_KINDS.get(str(raw.get("type")), "backbone")
         return self.section(raw, {**TREE["net"][0], **SUBNET_TREES[kind]}, where, f"net[{kind}]")
 
     def value(self, raw: Any, key: Key, where: str) -> Any:
@@ -90,6 +90,8 @@ class Checker:
             raise UserError(f"{where} '{raw}' is unknown{nearest(raw, key.choices, '')}")
         if key.least is not None and raw < key.least:
             raise UserError(f"{where} must be at least {key.least}, not {raw}")
+        if key.most is not None and raw > key.most:
+            raise UserError(f"{where} must be at most {key.most}, not {raw}")
         if key.kind == "path" and raw:
             return str(self.folder / Path(raw).expanduser())
         return raw
@@ -114,6 +116,7 @@ def is_kind(value: Any, kind: str) -> bool:
         "size": lambda: is_list(value, lambda x: is_int(x) and x > 0, 2),
         "triple": lambda: is_list(value, is_number, 3),
         "bools": lambda: is_list(value, lambda x: isinstance(x, bool), 3),
+        "strides": lambda: is_list(value, lambda x: is_int(x) and x > 0) and len(value) > 0,
         "ints": lambda: is_list(value, is_int) and len(value) > 0,
         "names": lambda: is_list(value, lambda x: isinstance(x, str)),
         "mapping": lambda: isinstance(value, dict),

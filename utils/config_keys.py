@@ -23,6 +23,7 @@ KINDS = {
     "triple": "three numbers, one a channel",
     "bools": "three of True and False",
     "ints": "a list of whole numbers",
+    "strides": "a list of positive whole numbers",
     "names": "a list of names",
     "mapping": "a mapping of keys",
 }
@@ -30,13 +31,14 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Key:
-    """One key: its `kind` (of KINDS), `default`, `meaning`, and where they exist its only `choices` or its `least` value."""
+    """One key: its `kind` (of KINDS), `default`, `meaning`, and where they exist its only `choices`, `least` and `most`."""
 
     kind: str
     default: Any
     meaning: str
     choices: tuple[str, ...] = ()
     least: float | None = None
+    most: float | None = None
 
 
 def on_off(meaning: str, default: bool = False) -> Key:
@@ -55,11 +57,15 @@ def score_keys(kind: str, meaning: str) -> dict[str, Key]:
 
 KEYS: dict[str, Key] = {
     "version": Key("str", None, "a free label of the configuration"),
-    "random_seed": Key(
-        "int", None, "seeds numpy, torch, CUDA and Python's random with its powers 1 to 4; the process's rank is added"
+    "random_seed": Key("int", None, "the process's rank is added; powers 1 to 4 seed numpy, torch, CUDA and Python", least=0),
+    "reproduce": on_off("deterministic algorithms; needs a seed. The same run twice is bit-equal on a machine (tested on CPU)"),
+    "port": Key(
+        "int",
+        None,
+        "MASTER_PORT under Slurm, where the environment gives none; the job's number is added",
+        least=1024,
+        most=55535,
     ),
-    "reproduce": on_off("deterministic algorithms: the same run twice is bit-equal on one machine"),
-    "port": Key("int", None, "MASTER_PORT under Slurm, where the environment gives none; the job's number is added", least=1),
     # data
     "dataset.type": Key("str", REQUIRED, "which data set class reads the images", ("custom", "cifar10")),
     "dataset.train": Key("mapping", {}, "dataset keys that hold for training only, e.g. meta_file, hflip"),
@@ -83,9 +89,9 @@ KEYS: dict[str, Key] = {
     "dataset.rotate": on_off("train: turn by 0, 90, 180 or 270 degrees"),
     "dataset.colorjitter.brightness": Key("number", 0.1, "train: range of the brightness factor around 1", least=0),
     "dataset.colorjitter.contrast": Key("number", 0.5, "train: range of the contrast factor around 1", least=0),
-    "dataset.colorjitter.hue": Key("number", 0.07, "train: range of the hue shift, in turns", least=0),
+    "dataset.colorjitter.hue": Key("number", 0.07, "train: range of the hue shift, in turns", least=0, most=0.5),
     "dataset.colorjitter.saturation": Key("number", 0.5, "train: range of the saturation factor around 1", least=0),
-    "dataset.colorjitter.prob": Key("number", 0.5, "train: probability of each of the four", least=0),
+    "dataset.colorjitter.prob": Key("number", 0.5, "train: probability of each of the four", least=0, most=1),
     # loss and training
     "criterion[].name": Key("str", REQUIRED, "a name for the loss"),
     "criterion[].type": Key("str", REQUIRED, "which loss", ("FeatureMSELoss", "ImageMSELoss")),
@@ -131,18 +137,18 @@ KEYS: dict[str, Key] = {
     "net[backbone].kwargs.pretrained_model": Key(
         "path", "", "file with the ImageNet weights; empty: bundled, cached or downloaded"
     ),
-    "net[MFCN].kwargs.outstrides": Key("ints", REQUIRED, "stride of the one feature grid, e.g. [16]"),
+    "net[MFCN].kwargs.outstrides": Key("strides", REQUIRED, "stride of the one feature grid, e.g. [16]"),
     "net[UniAD].kwargs.pos_embed_type": Key("str", "learned", "position embedding", ("learned", "sine")),
     "net[UniAD].kwargs.hidden_dim": Key("int", REQUIRED, "width of a token inside the transformer", least=1),
     "net[UniAD].kwargs.nhead": Key("int", REQUIRED, "attention heads", least=1),
     "net[UniAD].kwargs.num_encoder_layers": Key("int", REQUIRED, "encoder layers", least=0),
     "net[UniAD].kwargs.num_decoder_layers": Key("int", REQUIRED, "decoder layers", least=1),
     "net[UniAD].kwargs.dim_feedforward": Key("int", REQUIRED, "width of the feed-forward", least=1),
-    "net[UniAD].kwargs.dropout": Key("number", 0.1, "dropout rate", least=0),
+    "net[UniAD].kwargs.dropout": Key("number", 0.1, "dropout rate", least=0, most=1),
     "net[UniAD].kwargs.activation": Key("str", "relu", "activation of the feed-forward", ("relu", "gelu")),
     "net[UniAD].kwargs.normalize_before": on_off("norm before each sub-layer instead of after it"),
     "net[UniAD].kwargs.feature_jitter.scale": Key("number", REQUIRED, "noise in proportion to a token's norm", least=0),
-    "net[UniAD].kwargs.feature_jitter.prob": Key("number", REQUIRED, "probability of a batch to get noise", least=0),
+    "net[UniAD].kwargs.feature_jitter.prob": Key("number", REQUIRED, "probability of a batch to get noise", least=0, most=1),
     "net[UniAD].kwargs.neighbor_mask.neighbor_size": Key("size", REQUIRED, "window that a token does not attend to; 6 means 7"),
     "net[UniAD].kwargs.neighbor_mask.mask": Key("bools", REQUIRED, "mask in [encoder, decoder attention 1, decoder attention 2]"),
     "net[UniAD].kwargs.save_recon.save_dir": Key("path", REQUIRED, "-e: reconstructed features are written here as .npy"),

@@ -42,7 +42,8 @@ def start_process(port: int | None = None) -> Process:
         rank, local_rank, world_size = int(env["RANK"]), int(env.get("LOCAL_RANK", 0)), int(env["WORLD_SIZE"])
     elif "SLURM_STEP_NUM_TASKS" in env:  # set inside an srun step only, not in the batch script around it
         rank, local_rank, world_size = int(env["SLURM_PROCID"]), int(env["SLURM_LOCALID"]), int(env["SLURM_STEP_NUM_TASKS"])
-        env.setdefault("MASTER_ADDR", first_slurm_host(env))
+        if world_size > 1 and "MASTER_ADDR" not in env:
+            env["MASTER_ADDR"] = first_slurm_host(env)
         env.setdefault("MASTER_PORT", str((port or DEFAULT_PORT) + int(env["SLURM_JOB_ID"]) % 10_000))
     else:
         rank, local_rank, world_size = 0, 0, 1
@@ -67,9 +68,11 @@ def choose_device(local_rank: int) -> torch.device:
 
 
 def first_slurm_host(env: Mapping[str, str]) -> str:
-    hosts = subprocess.run(
-        ["scontrol", "show", "hostnames", env["SLURM_STEP_NODELIST"]], capture_output=True, text=True, check=True
-    )
+    nodes = env["SLURM_STEP_NODELIST"]
+    try:
+        hosts = subprocess.run(["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise UserError(f"scontrol does not tell the hosts of {nodes} ({error}): set MASTER_ADDR to the first of them") from None
     return hosts.stdout.split()[0]
 
 
@@ -91,6 +94,12 @@ def average(value: float, process: Process) -> float:
     total = torch.tensor(value, dtype=torch.float64)  # on the CPU: gloo carries it, also beside nccl
     dist.all_reduce(total)
     return total.item() / process.world_size
+
+
+def barrier(process: Process) -> None:
+    """Wait until every process is here."""
+    if process.world_size > 1:
+        dist.barrier()
 
 
 def gather(value: Any, process: Process) -> list[Any] | None:

@@ -14,7 +14,7 @@ from datasets import build_dataloader, build_dataset
 from models import build_network
 from utils.checkpoint import load_checkpoint, load_network_state
 from utils.config import to_plain
-from utils.distributed import Process, broadcast, gather
+from utils.distributed import Process, barrier, broadcast
 from utils.errors import UserError
 from utils.evaluation import compute_metrics, evaluate, format_table, missing_metrics, write_results
 from utils.log import open_tensorboard
@@ -43,7 +43,7 @@ def train(config: EasyDict, process: Process, overwrite: bool = False) -> None:
 
     log.info("%d training images, %d test images; %s", len(train_set), len(test_set), describe(process))
     if start:
-        trainer.restore(start)
+        trainer.restore(start, to_plain(config.trainer))
         log.info("resumed from %s after epoch %d of %d", start, trainer.epoch, config.trainer.max_epoch)
     elif init_from:
         load_network_state(network, load_checkpoint(init_from)["state_dict"], init_from)
@@ -51,8 +51,10 @@ def train(config: EasyDict, process: Process, overwrite: bool = False) -> None:
     if trainer.epoch >= config.trainer.max_epoch:
         log.info("nothing left to train: evaluate with -e, train longer with trainer.max_epoch, or start anew with --overwrite")
         return
-    if overwrite and gather(None, process):  # on rank 0, once every process has read what it needs
-        remove_checkpoints(config.saver.save_dir)
+    if overwrite:
+        barrier(process)  # every process has read what it starts from
+        if process.is_main:
+            remove_checkpoints(config.saver.save_dir)
 
     writer = open_tensorboard(config.saver.log_dir, process)
 

@@ -22,7 +22,7 @@ from utils.errors import UserError
 from utils.seeding import random_state, restore_random_state
 from utils.versions import versions
 
-LAST, BEST = "ckpt.pth.tar", "ckpt_best.pth.tar"
+LAST, BEST, CHECKPOINTS = "ckpt.pth.tar", "ckpt_best.pth.tar", "ckpt*.pth.tar"
 
 log = logging.getLogger("uniad")
 
@@ -67,7 +67,9 @@ def trained_parameters(network: nn.Module) -> list[nn.Parameter]:
 
 
 def build_optimizer(network: nn.Module, cfg: dict[str, Any]) -> torch.optim.Optimizer:
-    return getattr(torch.optim, cfg["type"])(trained_parameters(network), **cfg["kwargs"])
+    if not (parameters := trained_parameters(network)):
+        raise UserError("every subnet is frozen, there is nothing to train: see frozen_layers and net[].frozen")
+    return getattr(torch.optim, cfg["type"])(parameters, **cfg["kwargs"])
 
 
 def build_scheduler(optimizer: torch.optim.Optimizer, cfg: dict[str, Any]) -> torch.optim.lr_scheduler.LRScheduler:
@@ -121,8 +123,11 @@ class Trainer:
             "versions": versions(),
         }
 
-    def restore(self, path: Path) -> None:
-        """Go on from a checkpoint: ours restores everything, a published one weights, epoch and best metric."""
+    def restore(self, path: Path, settings: dict[str, Any]) -> None:
+        """Go on from a checkpoint: ours restores everything, a published one weights, epoch and best metric.
+
+        `settings`: the configuration's trainer section; where the checkpoint's optimiser or schedule differs, a line says so.
+        """
         content = load_checkpoint(path)
         load_network_state(self.network, content["state_dict"], path)
         if "epoch" not in content:
@@ -143,6 +148,9 @@ class Trainer:
         except ValueError as error:
             raise UserError(f"{path}: its optimiser does not suit this configuration ({error})") from None
         self.scheduler.load_state_dict(content["scheduler"])
+        for part in ("optimizer", "lr_scheduler"):
+            if content["config"]["trainer"][part] != settings[part]:
+                log.warning("%s goes on with its own trainer.%s, not with the configuration's; saver.init_from would", path, part)
         if len(content["random_states"]) == self.process.world_size:
             restore_random_state(content["random_states"][self.process.rank])
         else:
@@ -156,22 +164,24 @@ def find_start(saver: dict[str, Any], overwrite: bool) -> Path | None:
     """
     last = Path(saver["save_dir"]) / LAST
     if overwrite:
+        if saver["resume_model"]:
+            raise UserError("--overwrite starts anew and saver.resume_model goes on: choose one of them")
         return None
     if saver["auto_resume"] and last.is_file():
         return last
     if saver["resume_model"]:
         return Path(saver["resume_model"])
-    if last.is_file():
+    if any(last.parent.glob(CHECKPOINTS)):
         raise UserError(
-            f"{last} is of an earlier run: go on from it with saver.auto_resume=True, start anew over it with --overwrite, "
-            "or choose another saver.save_dir"
+            f"{last.parent} holds checkpoints of an earlier run: go on from it with saver.auto_resume=True, "
+            "start anew over it with --overwrite, or choose another saver.save_dir"
         )
     return None
 
 
 def remove_checkpoints(folder: str | Path) -> None:
     """Remove an earlier run's checkpoints, so that nothing can go on from them by mistake."""
-    for path in Path(folder).glob("ckpt*.pth.tar"):
+    for path in Path(folder).glob(CHECKPOINTS):
         path.unlink()
 
 
@@ -230,12 +240,14 @@ def fit(
         log.info("epoch %d/%d  mean training loss %.4f", trainer.epoch, settings["max_epoch"], loss)
         if trainer.epoch % settings["val_freq_epoch"] and trainer.epoch < settings["max_epoch"]:
             continue
-        metric = validate()
-        is_best = metric is not None and metric >= trainer.best_metric
-        trainer.best_metric = metric if is_best else trainer.best_metric
         content = trainer.state(config)
-        if content is None:
+        if content:
+            save_checkpoint(folder / LAST, content)  # before evaluating, which can fail: these epochs are safe now
+        metric = validate()
+        if not content:
             continue
+        is_best = metric >= trainer.best_metric
+        content["best_metric"] = trainer.best_metric = metric if is_best else trainer.best_metric
         names = [LAST] + [BEST] * is_best + [f"ckpt_{trainer.epoch}.pth.tar"] * config["saver"]["always_save"]
         for name in names:
             save_checkpoint(folder / name, content)

@@ -22,7 +22,7 @@ from utils.demo.surface import SIZE, Light, Surface, shade
 from utils.demo.textures import brick, grass, gravel
 from utils.errors import UserError
 
-FORMAT = 1  # of the pictures: raise it when they change
+FORMAT = 2  # of the pictures: raise it when they change
 MADE_BY = "made_by.json"
 GOOD = "good"
 VISIBLE = 6 / 255  # a pixel counts as changed when a channel differs by more than this
@@ -88,7 +88,7 @@ def render(item: Item, seed: int) -> tuple[np.ndarray, np.ndarray]:
     clean = photograph(None)
     if item.kind == GOOD:
         return clean, clean
-    strength = item.index / max(item.count - 1, 1)
+    strength = 0.4 + 0.6 * item.index / max(item.count - 1, 1)
     for attempt in range(20):
         flawed = photograph(Flaw(item.kind, strength, item.stream(seed, "flaw", attempt)))
         if changed_pixels(flawed, clean).sum() >= SMALLEST:

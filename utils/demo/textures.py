@@ -60,17 +60,17 @@ def brick(rng: np.random.Generator, flaw: Flaw | None) -> Surface:
         return surface
     pose = flaw.place(85)
     if flaw.kind == "crack":
-        line = wander(flaw, pose, flaw.rng.uniform(50, 130), 0.45)
-        crack(surface, line, flaw.between(0.7, 2.2), flaw.between(0.3, 1.5), (0.17, 0.12, 0.10), flaw.between(0.45, 0.9))
+        line = wander(flaw, pose, flaw.rng.uniform(80, 150), 0.45)
+        crack(surface, line, flaw.between(1.2, 3.0), flaw.between(0.5, 2.0), (0.17, 0.12, 0.10), flaw.between(0.6, 0.95))
     elif flaw.kind == "stain":
-        alpha = blob(flaw, surface, pose, flaw.rng.uniform(15, 38), 8, flaw.rng.uniform(1, 1.8))
+        alpha = blob(flaw, surface, pose, flaw.rng.uniform(22, 42), 8, flaw.rng.uniform(1, 1.8))
         damp = flaw.rng.random() < 0.5
         if damp:
-            stain(surface, alpha, (0.40, 0.38, 0.40), flaw.between(0.45, 0.95))
+            stain(surface, alpha, (0.40, 0.38, 0.40), flaw.between(0.6, 1.0))
         else:
-            surface.lay(alpha * np.float32(flaw.between(0.32, 0.75)), colour=(0.80, 0.76, 0.72))
+            surface.lay(alpha * np.float32(flaw.between(0.45, 0.85)), colour=(0.80, 0.76, 0.72))
     else:
-        alpha = blob(flaw, surface, pose, flaw.rng.uniform(14, 34), 3, flaw.rng.uniform(1, 2))
+        alpha = blob(flaw, surface, pose, flaw.rng.uniform(20, 38), 3, flaw.rng.uniform(1, 2))
         grain = 1 + 0.05 * noise(flaw.rng, 5, octaves=3)[..., None]
         surface.lay(alpha * np.float32(flaw.between(0.6, 0.97)), colour=np.float32([0.66, 0.60, 0.53]) * grain)
     return surface
