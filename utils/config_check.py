@@ -1,6 +1,7 @@
 """Holds a raw configuration against the table of keys: unknown keys, wrong kinds, missing values, defaults, paths."""
 
 import difflib
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -93,7 +94,7 @@ class Checker:
         if key.most is not None and raw > key.most:
             raise UserError(f"{where} must be at most {key.most}, not {raw}")
         if key.kind == "path" and raw:
-            return str(self.folder / Path(raw).expanduser())
+            return os.path.normpath(self.folder / Path(raw).expanduser())
         return raw
 
 
