@@ -46,4 +46,5 @@ def test_the_mean_pixel_value_stays_below_075_whichever_way_it_is_read(config, u
     for clsname in sorted(set(untrained.clsnames)):
         chosen = untrained.clsnames == clsname
         areas.append(roc_auc_score(untrained.labels[chosen], brightness[chosen]))
-    assert 0.25 < np.mean(areas) < 0.75
+    assert np.mean(areas) < 0.75
+    assert np.mean(np.abs(np.array(areas) - 0.5)) < 0.25  # class by class, dark defects count as well as bright ones

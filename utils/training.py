@@ -246,7 +246,7 @@ def fit(
         metric = validate()
         if not content:
             continue
-        is_best = metric >= trainer.best_metric
+        is_best = metric is not None and metric >= trainer.best_metric
         content["best_metric"] = trainer.best_metric = metric if is_best else trainer.best_metric
         names = [LAST] + [BEST] * is_best + [f"ckpt_{trainer.epoch}.pth.tar"] * config["saver"]["always_save"]
         for name in names:
