@@ -1,0 +1,1 @@
+"""Measurements of speed and memory, a module each; tools/benchmark.py runs them."""
