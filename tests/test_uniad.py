@@ -118,6 +118,7 @@ def test_the_map_is_made_in_evaluation_only_and_the_target_stays_clean() -> None
     ("change", "named"),
     [
         ({"hidden_dim": 30}, "hidden_dim 30"),
+        ({"dropout": 1}, "dropout 1"),
         ({"activation": "swish"}, "swish"),
         ({"pos_embed_type": "rotary"}, "rotary"),
     ],

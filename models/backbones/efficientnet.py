@@ -5,8 +5,10 @@ from typing import Any
 
 import efficientnet_lite_pytorch
 import efficientnet_pytorch
+import torch
 from torch import Tensor
 
+from models.backbones.folded import FoldedEfficientNet
 from models.backbones.specs import SPECS, layer_outputs
 
 
@@ -15,7 +17,7 @@ class _BlockOutputs:
 
     Parameters keep the package's names, head and classifier included, so its files of weights fit; neither is ever run.
     Padding is the package's static "same" padding for the variant's own resolution (380 for b4), whatever the image's size:
-    the published numbers depend on it.
+    the published numbers depend on it. In eval mode and without gradients, as when frozen, a folded form is run instead.
     """
 
     def __init__(self, params: tuple[Any, Any], name: str, outlayers: Sequence[int]) -> None:
@@ -23,16 +25,27 @@ class _BlockOutputs:
         super().__init__(*params)
         self.outplanes, self.outstrides = outplanes, outstrides
         self.outblocks = [SPECS[name].blocks[layer - 1] for layer in outlayers]
+        self.folded = FoldedEfficientNet(self, max(self.outblocks))
 
     def forward(self, inputs: dict[str, Tensor]) -> dict[str, list[Tensor]]:
         """{"image": Bx3xHxW} -> {"features": [BxCxhxw for each outlayer]}."""
-        x = self._swish(self._bn0(self._conv_stem(inputs["image"])))
-        outputs = {}
+        if self.training or self._takes_gradients(inputs["image"]):
+            outputs = self._block_outputs(inputs["image"])
+        else:
+            outputs = self.folded(inputs["image"])
+        return {"features": [outputs[index] for index in self.outblocks]}
+
+    def _takes_gradients(self, image: Tensor) -> bool:
+        return torch.is_grad_enabled() and (image.requires_grad or any(weight.requires_grad for weight in self.parameters()))
+
+    def _block_outputs(self, image: Tensor) -> list[Tensor]:
+        x = self._swish(self._bn0(self._conv_stem(image)))
+        outputs = []
         for index, block in enumerate(self._blocks[: max(self.outblocks) + 1]):
             # stochastic depth grows with depth; the block applies it in training mode only
             x = block(x, drop_connect_rate=self._global_params.drop_connect_rate * index / len(self._blocks))
-            outputs[index] = x
-        return {"features": [outputs[index] for index in self.outblocks]}
+            outputs.append(x)
+        return outputs
 
 
 class EfficientNet(_BlockOutputs, efficientnet_pytorch.EfficientNet):

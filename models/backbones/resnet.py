@@ -6,6 +6,7 @@ from torch import Tensor
 from torchvision.models.resnet import BasicBlock, Bottleneck
 from torchvision.models.resnet import ResNet as TorchvisionResNet
 
+from models.backbones.folded import in_device_layout
 from models.backbones.specs import layer_outputs
 
 # block, blocks in each layer, channels a group in the 3x3 convolutions of layer 1
@@ -33,7 +34,7 @@ class ResNet(TorchvisionResNet):
 
     def forward(self, inputs: dict[str, Tensor]) -> dict[str, list[Tensor]]:
         """{"image": Bx3xHxW} -> {"features": [BxCxhxw for each outlayer]}."""
-        x = self.maxpool(self.relu(self.bn1(self.conv1(inputs["image"]))))
+        x = self.maxpool(self.relu(self.bn1(self.conv1(in_device_layout(inputs["image"])))))
         layers = [self.layer1, self.layer2, self.layer3, self.layer4]
         outputs = {}
         for number, layer in enumerate(layers[: max(self.outlayers)], start=1):

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.dropout import ActivationDropout, Dropout, attention
 from utils.errors import UserError
 
 ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu}
@@ -73,20 +74,23 @@ class EncoderLayer(nn.Module):
         self.linear2 = nn.Linear(dim_feedforward, hidden_dim)
         self.norm1 = nn.LayerNorm(hidden_dim)
         self.norm2 = nn.LayerNorm(hidden_dim)
-        self.dropout = nn.Dropout(dropout)
-        self.activation = ACTIVATIONS[activation]
+        self.dropout = Dropout(dropout)
+        self.activation = ActivationDropout(ACTIVATIONS[activation], dropout)
         self.normalize_before = normalize_before
 
     def feed_forward(self, x: Tensor) -> Tensor:
-        return self.linear2(self.dropout(self.activation(self.linear1(x))))
+        return self.linear2(self.activation(self.linear1(x)))
 
     def forward(self, x: Tensor, pos: Tensor, mask: Tensor | None) -> Tensor:
         if self.normalize_before:
-            y = self.norm1(x)
-            x = x + self.dropout(self.self_attn(y + pos, y + pos, y, mask))
+            x = x + self.dropout(self.attend(self.norm1(x), pos, mask))
             return x + self.dropout(self.feed_forward(self.norm2(x)))
-        x = self.norm1(x + self.dropout(self.self_attn(x + pos, x + pos, x, mask)))
+        x = self.norm1(x + self.dropout(self.attend(x, pos, mask)))
         return self.norm2(x + self.dropout(self.feed_forward(x)))
+
+    def attend(self, x: Tensor, pos: Tensor, mask: Tensor | None) -> Tensor:
+        located = x + pos
+        return self.self_attn(located, located, x, mask)
 
 
 class DecoderLayer(nn.Module):
@@ -114,15 +118,15 @@ class DecoderLayer(nn.Module):
         self.norm1 = nn.LayerNorm(hidden_dim)
         self.norm2 = nn.LayerNorm(hidden_dim)
         self.norm3 = nn.LayerNorm(hidden_dim)
-        self.dropout = nn.Dropout(dropout)
-        self.activation = ACTIVATIONS[activation]
+        self.dropout = Dropout(dropout)
+        self.activation = ActivationDropout(ACTIVATIONS[activation], dropout)
         self.normalize_before = normalize_before
 
     feed_forward = EncoderLayer.feed_forward
 
     def forward(self, out: Tensor, memory: Tensor, pos: Tensor, query_mask: Tensor | None, memory_mask: Tensor | None) -> Tensor:
         # The queries are the same for every image: 1 x hw x D until the first attention has read the memory.
-        x = self.learned_embed.weight[None]
+        x = self.learned_embed.weight[None].to(memory.dtype)
         if self.normalize_before:  # only the query side is normalised; memory and previous output are used as they are
             x = x + self.dropout(self.self_attn(self.norm1(x) + pos, memory + pos, memory, query_mask))
             x = x + self.dropout(self.multihead_attn(self.norm2(x) + pos, out + pos, out, memory_mask))
@@ -147,11 +151,8 @@ class Attention(nn.Module):
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         """query: B or 1 x L x D; key, value: B x S x D; mask: L x S, added to the scores. Returns B x L x D."""
-        weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
-        q, k, v = (
-            F.linear(x, weight, bias).unflatten(2, (self.nhead, -1)).transpose(1, 2)  # B x heads x L x D/heads
-            for x, weight, bias in zip((query, key, value), weights, biases, strict=True)
-        )
-        q = q.expand(len(k), -1, -1, -1)
-        attended = F.scaled_dot_product_attention(q, k, v, mask, self.dropout if self.training else 0.0)
+        (w_q, w_k, w_v), (b_q, b_k, b_v) = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
+        q, k, v = F.linear(query, w_q, b_q), F.linear(key, w_k, b_k), F.linear(value, w_v, b_v)
+        q, k, v = (x.unflatten(2, (self.nhead, -1)).transpose(1, 2) for x in (q, k, v))  # B x heads x L or S x D/heads
+        attended = attention(q.expand(len(k), -1, -1, -1), k, v, mask, self.dropout if self.training else 0.0)
         return self.out_proj(attended.transpose(1, 2).flatten(2))

@@ -47,6 +47,8 @@ class UniAD(nn.Module):
         super().__init__()
         if hidden_dim % nhead or hidden_dim % 4:
             raise UserError(f"hidden_dim {hidden_dim} must be a multiple of nhead {nhead} and of 4")
+        if not 0 <= dropout < 1:
+            raise UserError(f"dropout {dropout} must be a rate from 0 up to, but not including, 1")
         channels, self.stride = as_number(inplanes), as_number(instrides)
         self.feature_jitter = dict(feature_jitter) if feature_jitter else None
         self.save_recon = dict(save_recon) if save_recon else None
@@ -74,16 +76,17 @@ class UniAD(nn.Module):
 
     def forward(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """Takes `feature_align` BxCxhxw; returns it, `feature_rec` BxCxhxw and in eval mode the anomaly map, `pred` Bx1xHxW."""
-        feature_align = inputs["feature_align"]  # B x C x h x w
+        feature_align = as_float32(inputs["feature_align"])  # B x C x h x w
         tokens = feature_align.flatten(2).transpose(1, 2)  # B x hw x C
         if self.training and self.feature_jitter:
             tokens = jitter(tokens, **self.feature_jitter)
 
         encoder_mask, query_mask, memory_mask = (self.mask if on else None for on in self.masked)
-        pos = self.pos_embed()  # hw x D
-        memory = self.transformer.encoder(self.input_proj(tokens), pos, encoder_mask)  # B x hw x D
+        embedded = self.input_proj(tokens)  # B x hw x D
+        pos = self.pos_embed().to(embedded.dtype)  # hw x D
+        memory = self.transformer.encoder(embedded, pos, encoder_mask)  # B x hw x D
         decoded = self.transformer.decoder(memory, pos, query_mask, memory_mask)  # B x hw x D
-        rec_tokens = self.output_proj(decoded)  # B x hw x C
+        rec_tokens = as_float32(self.output_proj(decoded))  # B x hw x C
 
         feature_rec = rec_tokens.transpose(1, 2).reshape(feature_align.shape)  # B x C x h x w
         outputs = {"feature_rec": feature_rec, "feature_align": feature_align}
@@ -92,15 +95,22 @@ class UniAD(nn.Module):
         return outputs
 
 
+def as_float32(x: Tensor) -> Tensor:
+    """Difference, map and loss are computed in float32, whatever type autocast gives the layers."""
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+
+
 def jitter(tokens: Tensor, scale: float, prob: float) -> Tensor:
     """Feature jittering (section 3.4): with probability `prob` for the whole batch, noise in proportion to each token's norm.
 
     tokens: B x hw x C.
     """
-    if torch.rand(()).item() >= prob:
+    if prob < 1 and torch.rand(()).item() >= prob:
         return tokens
+    # randn_like would keep the strides of transposed tokens, and fill them several times slower
+    noise = torch.randn(tokens.shape, dtype=tokens.dtype, device=tokens.device)
     deviation = tokens.norm(dim=2, keepdim=True) * (scale / tokens.shape[2])  # B x hw x 1
-    return tokens + torch.randn_like(tokens) * deviation
+    return tokens + noise * deviation
 
 
 def anomaly_map(feature_rec: Tensor, feature_align: Tensor, stride: int) -> Tensor:
