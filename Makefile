@@ -1,14 +1,17 @@
 # Everything runs in .venv, a virtual environment of this folder's own.
 #   make demo GPU=cpu         without the GPU (default: GPU 0, or the CPU where there is none)
+#   make demo-vis CLASS=...   for another class of the demo set than nut
 #   make setup PYTHON=...     with another Python than python3
 PYTHON = python3
 GPU = 0
 VENV_PYTHON = .venv/bin/python
 
-.PHONY: help setup demo test lint clean
+CLASS = nut
+
+.PHONY: help setup demo demo-vis test lint clean
 
 help:   ## list these targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-8s%s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s%s\n", $$1, $$2}' Makefile
 
 setup: .venv/.installed   ## make .venv with the packages of requirements.txt
 
@@ -16,7 +19,13 @@ demo: setup   ## make the demo data set, train on it and evaluate: minutes
 	$(VENV_PYTHON) tools/make_demo_data.py
 	PYTHON=$(VENV_PYTHON) sh experiments/demo/train_torch.sh 1 $(GPU) --overwrite
 	PYTHON=$(VENV_PYTHON) sh experiments/demo/eval_torch.sh 1 $(GPU)
-	@echo "numbers: experiments/demo/result/metrics.json   heat maps: experiments/demo/result/vis_compound"
+	@echo "report: experiments/demo/result/report.html   all heat maps: experiments/demo/result/vis_compound"
+
+demo-vis: setup   ## after make demo: train a vis decoder, draw reconstructions and learned queries: minutes
+	PYTHON=$(VENV_PYTHON) sh experiments/demo/train_vis_decoder/train_torch.sh 1 $(GPU) $(CLASS) --overwrite
+	PYTHON=$(VENV_PYTHON) sh experiments/demo/vis_recon/vis_recon_torch.sh $(CLASS)
+	PYTHON=$(VENV_PYTHON) sh experiments/demo/vis_query/vis_query_torch.sh $(CLASS)
+	@echo "reconstructions: experiments/demo/vis_recon/result/$(CLASS)   queries: experiments/demo/vis_query/result/$(CLASS)"
 
 test: lint   ## check the code and run the tests
 	$(VENV_PYTHON) -m pytest tests
@@ -26,6 +35,7 @@ lint: .venv/.installed-tests   ## check the code only
 
 clean:   ## remove the demo's data and results; .venv stays
 	rm -rf data/demo experiments/demo/checkpoints experiments/demo/log experiments/demo/result
+	rm -rf experiments/demo/train_vis_decoder/*/ experiments/demo/vis_*/log experiments/demo/vis_*/result
 
 # The marks of what is installed: made anew only when the list of packages changes.
 .venv/.installed: requirements.txt

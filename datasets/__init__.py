@@ -21,7 +21,7 @@ def build_dataset(cfg: dict, split: str, seed: int = 0) -> ImageDataset:
     if cfg["type"] == "custom":
         reader = ImageReader(**cfg["image_reader"]["kwargs"])
         transform = Transform(**options, color_mode=reader.color_mode)
-        return CustomDataset(cfg["meta_file"], reader, transform, training, seed)
+        return CustomDataset(cfg["meta_file"], reader, transform, training, seed, cfg.get("class_name"))
     if cfg["type"] == "cifar10":
         transform = Transform(**options, resample="lanczos")
         return CIFAR10Dataset(cfg["root_dir"], cfg["normals"], transform, training, seed)

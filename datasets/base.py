@@ -1,5 +1,8 @@
 """What all data sets share: how a sample is made."""
 
+import os
+from pathlib import Path
+
 import numpy as np
 from torch.utils.data import Dataset
 
@@ -33,6 +36,10 @@ class ImageDataset(Dataset):
         """The original picture, h x w x 3 uint8 RGB, for visualisation."""
         raise NotImplementedError
 
+    def sources(self) -> list[tuple[str, int, int]]:
+        """Path, size in bytes and time of the last change in ns of every file that samples are read from, in their order."""
+        raise NotImplementedError
+
     def __len__(self) -> int:
         return len(self.filenames)
 
@@ -50,3 +57,9 @@ class ImageDataset(Dataset):
             "width": original.shape[1],
             "index": index,
         }
+
+
+def describe_file(path: str | Path) -> tuple[str, int, int]:
+    """Path, size in bytes and time of the last change in ns."""
+    status = os.stat(path)
+    return str(path), status.st_size, status.st_mtime_ns

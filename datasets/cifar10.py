@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.base import ImageDataset
+from datasets.base import ImageDataset, describe_file
 from datasets.transforms import Transform
 from utils.errors import UserError
 
@@ -29,7 +29,9 @@ class CIFAR10Dataset(ImageDataset):
         if not folder.is_dir():
             raise UserError(f"there is no folder {folder}; root_dir must be the folder that contains {FOLDER}")
         classes = _read_class_names(folder / "batches.meta")
-        images, targets = _read_batches([folder / name for name in (TRAIN_FILES if training else TEST_FILES)])
+        paths = [folder / name for name in (TRAIN_FILES if training else TEST_FILES)]
+        self.files = [describe_file(path) for path in paths if path.is_file()]  # before they are read, so never newer
+        images, targets = _read_batches(paths)
         is_normal = np.isin(targets, normals)
         if not is_normal.any():
             raise UserError(f"{folder} holds no image of the normal classes {normals}")
@@ -64,6 +66,10 @@ class CIFAR10Dataset(ImageDataset):
 
     def read_rgb(self, index: int) -> np.ndarray:
         return self.images[index]
+
+    def sources(self) -> list[tuple[str, int, int]]:
+        """As in `ImageDataset`: the batch files; which of their images were taken, `filenames` says."""
+        return self.files
 
 
 def _read_class_names(path: Path) -> list[str]:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from datasets.base import ImageDataset
+from datasets.base import ImageDataset, describe_file
 from datasets.image_reader import ImageReader
 from datasets.lists import read_list
 from datasets.transforms import Transform
@@ -10,10 +10,23 @@ from utils.errors import UserError
 
 
 class CustomDataset(ImageDataset):
-    """The images named in `meta_file` (see `datasets.lists`), in the order of its lines."""
+    """The images named in `meta_file` (see `datasets.lists`), in the order of its lines; `class_name`: of this class only."""
 
-    def __init__(self, meta_file: str, reader: ImageReader, transform: Transform, training: bool, seed: int = 0) -> None:
+    def __init__(
+        self,
+        meta_file: str,
+        reader: ImageReader,
+        transform: Transform,
+        training: bool,
+        seed: int = 0,
+        class_name: str | None = None,
+    ) -> None:
         records = read_list(meta_file)
+        if class_name is not None:
+            classes = sorted({record["clsname"] for record in records})
+            records = [record for record in records if record["clsname"] == class_name]
+            if not records:
+                raise UserError(f"{meta_file} has no image of the class '{class_name}': its classes are {', '.join(classes)}")
         super().__init__(
             filenames=[record["filename"] for record in records],
             labels=[record["label"] for record in records],
@@ -47,3 +60,8 @@ class CustomDataset(ImageDataset):
     def read_rgb(self, index: int) -> np.ndarray:
         """The original picture, h x w x 3 uint8 RGB whatever the reader's color_mode."""
         return self.reader.read(self.filenames[index], color_mode="RGB")
+
+    def sources(self) -> list[tuple[str, int, int]]:
+        """As in `ImageDataset`: each image and, directly behind it, its mask if it has one."""
+        pairs = zip(self.filenames, self.masknames, strict=True)
+        return [describe_file(self.reader.image_dir / name) for pair in pairs for name in pair if name]

@@ -159,7 +159,7 @@ def test_our_checkpoint_holds_the_whole_run_in_plain_data(trained: Path) -> None
     assert np.dtype not in torch.serialization.get_safe_globals()  # plain torch reads it, without having been told of our types
     content = torch.load(checkpoint(trained), weights_only=True)
     assert set(content) == {
-        "epoch", "arch", "state_dict", "best_metric", "optimizer", "scheduler", "random_states", "config", "versions"
+        "epoch", "arch", "state_dict", "best_metric", "optimizer", "scheduler", "random_states", "config", "versions", "history"
     }  # fmt: skip
     assert all(key.startswith("module.") for key in content["state_dict"])
     assert {type(leaf) for leaf in leaves(content)} <= {torch.Tensor, int, float, str, bool, type(None)}

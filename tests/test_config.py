@@ -17,13 +17,15 @@ MVTEC = ROOT / "experiments/MVTec-AD/config.yaml"
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: str(path.parent.relative_to(ROOT / "experiments")))
 def test_every_experiment_loads_and_builds(path: Path) -> None:
-    config = load_config(path, ["net.backbone.kwargs.pretrained=False"])
+    class_name = "bottle" if "vis_" in str(path) else None
+    config = load_config(path, ["net.backbone.kwargs.pretrained=False"], class_name=class_name)
     network = build_network(config.net)
     assert [name for name, _ in network.named_children()] == ["backbone", "neck", "reconstruction"]
-    height, width = config.dataset.input_size
+    height, width = (config.get("dataset") or config.data).input_size
     with torch.no_grad():
         outputs = network.eval()({"image": torch.zeros(1, 3, height, width)})
-    assert outputs["pred"].shape == (1, 1, height, width)
+    key, planes = ("image_rec", 3) if class_name else ("pred", 1)
+    assert outputs[key].shape == (1, planes, height, width)
 
 
 def test_the_mvtec_experiment_has_the_published_values() -> None:

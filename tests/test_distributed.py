@@ -44,7 +44,7 @@ def main() -> None:
     optimizer = build_optimizer(network, config.trainer.optimizer)
     scheduler = build_scheduler(optimizer, config.trainer.lr_scheduler)
     trainer = Trainer(network, Criterion(config.criterion), optimizer, scheduler, process)
-    fit(trainer, loader, lambda: None, to_plain(config), None)
+    fit(trainer, loader, dict, "loss", to_plain(config), None, val_freq=1, save_freq=1)
     save_checkpoint(f"{config.saver.save_dir}/rank{process.rank}.pt", network_state(network))
     stop_process()
 

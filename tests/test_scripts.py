@@ -8,23 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.project_copy import SCRIPTS, copy_project, sh
+from tests.project_copy import SCRIPTS, TELLER, VIS_SCRIPTS, copy_project, make_program, sh
 from tests.tiny import ROOT
 
-EXPERIMENTS = sorted(path.parent for path in (ROOT / "experiments").rglob("config.yaml"))
+CONFIGS = (ROOT / "experiments").rglob("config.yaml")
+EXPERIMENTS = sorted(path.parent for path in CONFIGS if path.parent.name not in VIS_SCRIPTS)
 TORCH_SCRIPTS = ("train_torch.sh", "eval_torch.sh")
-
-# Says what it was started with, one item a line, in place of the program whose name it has.
-TELLER = """#!/bin/sh
-printf '%s\\n' "program=${0##*/}" "gpus=${CUDA_VISIBLE_DEVICES-unset}" "threads=${OMP_NUM_THREADS-unset}" "$@"
-"""
-
-
-def make_program(path: Path, text: str = TELLER) -> str:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
-    path.chmod(0o755)
-    return str(path)
 
 
 @pytest.fixture(scope="module")

@@ -15,14 +15,26 @@ from utils.config_keys import SUBNET_KINDS
 from utils.errors import UserError
 from utils.losses import LOSSES
 
+# What training a class's vis decoder writes lies below <configuration's folder>/<class>/.
+CLASS_OUTPUTS = ("saver.save_dir", "saver.log_dir", "visualization.vis_dir")
 
-def load_config(path: str | Path, overrides: Sequence[str] = (), needs: Iterable[str] = ()) -> EasyDict:
+
+def load_config(
+    path: str | Path,
+    overrides: Sequence[str] = (),
+    needs: Iterable[str] = (),
+    class_name: str | None = None,
+    class_paths: Iterable[str] = (),
+) -> EasyDict:
     """Read a configuration; the result holds every key of its sections, with absolute paths and the derived values in `net`.
 
     Args:
         path: the YAML file.
         overrides: "dotted.key=value" texts that replace values of the file; a list's item is named by position or by its `name`.
         needs: sections that must be there, beside net.
+        class_name: the class that a vis tool is started for: replaces `{class_name}` in paths, and of the data set only its
+            images are used.
+        class_paths: keys whose paths are relative to <configuration's folder>/<class_name> instead, e.g. CLASS_OUTPUTS.
 
     Raises UserError naming the file, the dotted key and, for an unknown key, the nearest valid one.
     """
@@ -30,11 +42,17 @@ def load_config(path: str | Path, overrides: Sequence[str] = (), needs: Iterable
     raw = read_yaml(path)
     for override in overrides:
         apply_override(raw, override)
+    if class_name is not None:
+        check_class_name(class_name)
+        if isinstance(raw.get("dataset"), dict):
+            raw["dataset"]["class_name"] = class_name
+    if class_paths:
+        raw.setdefault("visualization", {})
     for section in ("net", *needs):
         if not raw.get(section):
             raise UserError(f"{path}: the section '{section}' is missing")
     try:
-        config = Checker(path.resolve().parent).section(raw, TREE)
+        config = Checker(path.resolve().parent, class_name, class_paths).section(raw, TREE)
         check_data(config)
         check_training(config)
         derive_net(config)
@@ -113,16 +131,24 @@ def open_section(node: dict, part: str, override: str) -> Any:
     return node[part]
 
 
+def check_class_name(class_name: str) -> None:
+    """The class becomes a folder's name. Raises UserError for what would be another folder."""
+    if not class_name or class_name in (".", "..") or "/" in class_name or "\\" in class_name:
+        raise UserError(f"--class_name '{class_name}' cannot be a class: it is not the name of a folder")
+
+
 def check_data(config: dict[str, Any]) -> None:
     """What a data set needs depends on its type, and may stand in dataset or in its train and test parts."""
     if "dataset" not in config:
         return
-    for split in ("train", "test"):
+    for split in ("train", "test") if "evaluator" in config else ("train",):
         merged = {**config["dataset"], **config["dataset"][split]}
         needed = {"custom": ("meta_file", "image_reader"), "cifar10": ("root_dir", "normals")}[merged["type"]]
         for name in needed:
             if not merged.get(name):
                 raise UserError(f"dataset.{split}.{name} is missing: a data set of type {merged['type']} needs it")
+        if merged["class_name"] is not None and merged["type"] != "custom":
+            raise UserError(f"dataset.class_name is for data sets of type custom, {merged['type']} has one class only")
 
 
 def check_training(config: dict[str, Any]) -> None:
@@ -180,7 +206,7 @@ def derive_net(config: dict[str, Any]) -> None:
         raise UserError(
             "net must be a backbone, models.necks.MFCN and one of models.reconstructions, each with a name of its own"
         )
-    input_size = config.get("dataset", {}).get("input_size")
+    input_size = (config.get("dataset") or config.get("data") or {}).get("input_size")
     planes: list[int] = []
     strides: list[int] = []
     for before, subnet in zip([None, *names], config["net"], strict=False):

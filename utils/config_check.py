@@ -31,13 +31,19 @@ SUBNET_TREES = {kind: grow_tree(f"net[{kind}].") for kind in set(SUBNET_KINDS.va
 
 
 class Checker:
-    """Checks the sections of one configuration; relative paths become absolute from `folder`.
+    """Checks the sections of one configuration; relative paths become absolute.
+
+    Args:
+        folder: what they are relative to.
+        class_name: replaces `{class_name}` in paths; None where the tool is not started for a class.
+        class_paths: keys whose paths are relative to folder/class_name instead.
 
     In every method `where` is the dotted name for messages and `key` the name in KEYS. All raise UserError.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, class_name: str | None = None, class_paths: Iterable[str] = ()) -> None:
+        self.folder, self.class_name = folder, class_name
+        self.class_paths = frozenset(class_paths)
 
     def section(self, raw: Any, tree: dict[str, Any], where: str = "", key: str = "", partial: bool = False) -> dict[str, Any]:
         """The section with defaults filled in; `partial`: only what is given, as in dataset.train, merged over dataset."""
@@ -85,6 +91,8 @@ class Checker:
             raw = key.default
             if raw is None:
                 return None
+        elif raw is False and "off" in key.choices:  # how YAML reads a bare off
+            raw = "off"
         elif not is_kind(raw, key.kind):
             raise UserError(f"{where} must be {KINDS[key.kind]}, not {raw!r}")
         if key.choices and raw not in key.choices:
@@ -93,9 +101,15 @@ class Checker:
             raise UserError(f"{where} must be at least {key.least}, not {raw}")
         if key.most is not None and raw > key.most:
             raise UserError(f"{where} must be at most {key.most}, not {raw}")
-        if key.kind == "path" and raw:
-            return os.path.normpath(self.folder / Path(raw).expanduser())
-        return raw
+        return self.path(raw, where) if key.kind == "path" and raw else raw
+
+    def path(self, raw: str, where: str) -> str:
+        if "{class_name}" in raw:
+            if self.class_name is None:
+                raise UserError(f"{where} '{raw}' is for the vis tools, which are started for a class with --class_name")
+            raw = raw.replace("{class_name}", self.class_name)
+        folder = self.folder / self.class_name if where in self.class_paths else self.folder
+        return os.path.normpath(folder / Path(raw).expanduser())
 
 
 def is_kind(value: Any, kind: str) -> bool:

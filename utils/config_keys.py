@@ -2,7 +2,7 @@
 
 This is the only list of keys: utils.config validates against it, and the README's table is tested against it. Keys are dotted;
 `[]` stands for each item of a list, and `net[UniAD]` for a subnet of that type. Relative paths are relative to the
-configuration's folder.
+configuration's folder. `{class_name}` in a path stands for the class that a vis tool was started for.
 """
 
 from dataclasses import dataclass
@@ -71,6 +71,7 @@ KEYS: dict[str, Key] = {
     "dataset.train": Key("mapping", {}, "dataset keys that hold for training only, e.g. meta_file, hflip"),
     "dataset.test": Key("mapping", {}, "dataset keys that hold for evaluation only, e.g. meta_file"),
     "dataset.meta_file": Key("path", None, "custom: the JSON-lines list of images; stands in train and test"),
+    "dataset.class_name": Key("str", None, "custom: only the images of this class; none: of all classes"),
     "dataset.image_reader.type": Key("str", "opencv", "custom: what decodes images", ("opencv",)),
     "dataset.image_reader.kwargs.image_dir": Key("path", REQUIRED, "custom: the folder that names in the list are relative to"),
     "dataset.image_reader.kwargs.color_mode": Key(
@@ -98,6 +99,13 @@ KEYS: dict[str, Key] = {
     "criterion[].kwargs.weight": Key("number", 1.0, "its weight in the sum"),
     "trainer.max_epoch": Key("int", REQUIRED, "epochs in all", least=1),
     "trainer.clip_max_norm": Key("number", None, "gradients are scaled down to this norm; none: not at all", least=0),
+    "trainer.precision": Key(
+        "str",
+        "float32",
+        "what the network computes in; auto: bfloat16 where the device has units for it",
+        ("float32", "bfloat16", "auto"),
+    ),
+    "trainer.compile": on_off("torch.compile the reconstruction; on CPU it has not paid"),
     "trainer.val_freq_epoch": Key("int", 10, "evaluate and save every so many epochs, and after the last", least=1),
     "trainer.print_freq_step": Key("int", 50, "a log line every so many steps", least=1),
     "trainer.tb_freq_step": Key("int", 10, "TensorBoard scalars every so many steps", least=1),
@@ -126,6 +134,18 @@ KEYS: dict[str, Key] = {
     "evaluator.vis_single.save_dir": Key("path", REQUIRED, "-e: image and heat map are written here as separate files"),
     "evaluator.vis_single.max_score": Key("number", None, "as in vis_compound"),
     "evaluator.vis_single.min_score": Key("number", None, "as in vis_compound"),
+    # pictures of features: train_vis_decoder, vis_recon, vis_query
+    "visualization.vis_freq_epoch": Key("int", 10, "train_vis_decoder: draw check images every so many epochs", least=1),
+    "visualization.vis_dir": Key("path", "vis", "train_vis_decoder: where they are written, below the class's folder"),
+    "data.dataset_dir": Key("path", None, "vis_recon: the folder of the images, as image_dir above"),
+    "data.feature_dir": Key("path", None, "vis_recon: the reconstructed features that evaluation saved (save_recon below)"),
+    "data.input_size": Key("size", REQUIRED, "vis_recon, vis_query: as in dataset; the vis decoder was trained with it"),
+    "data.pixel_mean": Key("triple", REQUIRED, "vis_recon, vis_query: as in dataset"),
+    "data.pixel_std": Key("triple", REQUIRED, "vis_recon, vis_query: as in dataset"),
+    "vis_query.model_path": Key("path", REQUIRED, "the UniAD checkpoint whose learned queries are drawn"),
+    "vis_query.hidden_dim": Key("int", None, "its hidden_dim; none: as in the checkpoint", least=1),
+    "vis_query.num_decoder_layers": Key("int", None, "its num_decoder_layers; none: as in the checkpoint", least=1),
+    "vis_query.with_text": on_off("write the name of each picture above it", True),
     # network
     "frozen_layers": Key("names", [], "names of subnets that are not trained"),
     "net[].name": Key("str", REQUIRED, "the subnet's name; prefix of its keys in a checkpoint"),
@@ -144,7 +164,7 @@ KEYS: dict[str, Key] = {
     "net[UniAD].kwargs.num_encoder_layers": Key("int", REQUIRED, "encoder layers", least=0),
     "net[UniAD].kwargs.num_decoder_layers": Key("int", REQUIRED, "decoder layers", least=1),
     "net[UniAD].kwargs.dim_feedforward": Key("int", REQUIRED, "width of the feed-forward", least=1),
-    "net[UniAD].kwargs.dropout": Key("number", 0.1, "dropout rate", least=0, most=1),
+    "net[UniAD].kwargs.dropout": Key("number", 0.1, "dropout rate, below 1", least=0, most=1),
     "net[UniAD].kwargs.activation": Key("str", "relu", "activation of the feed-forward", ("relu", "gelu")),
     "net[UniAD].kwargs.normalize_before": on_off("norm before each sub-layer instead of after it"),
     "net[UniAD].kwargs.feature_jitter.scale": Key("number", REQUIRED, "noise in proportion to a token's norm", least=0),
@@ -156,6 +176,9 @@ KEYS: dict[str, Key] = {
         "str", "normal", "initial weights", ("normal", "xavier_uniform", "xavier_normal", "msra_uniform", "msra_normal")
     ),
     "net[VisDecoder].kwargs.block_type": Key("str", REQUIRED, "residual block", ("basic", "bottle")),
+    "net[VisDecoder].kwargs.width": Key(
+        "int", 128, "channels of the last stage; the others in proportion. Smaller is faster (ours)", least=8
+    ),
     "net[VisDecoder].kwargs.initializer.method": Key(
         "str", "normal", "initial weights", ("normal", "xavier_uniform", "xavier_normal", "msra_uniform", "msra_normal")
     ),
@@ -168,6 +191,7 @@ OPTIONAL = frozenset(
         "dataset.image_reader",
         "evaluator.vis_compound",
         "evaluator.vis_single",
+        "visualization",
         "net[UniAD].kwargs.feature_jitter",
         "net[UniAD].kwargs.neighbor_mask",
         "net[UniAD].kwargs.save_recon",

@@ -4,9 +4,10 @@ import csv
 import io
 import json
 import math
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,8 @@ from utils.distributed import Process, gather, to_device
 from utils.errors import UserError
 from utils.files import write_atomically, write_text
 from utils.metrics import METRIC_KINDS, evaluate_maps, image_scores
+from utils.naming import feature_names
+from utils.precision import autocast
 
 
 @dataclass
@@ -43,7 +46,12 @@ class Evaluation:
 
 @torch.no_grad()
 def evaluate(
-    network: nn.Module, loader: DataLoader, criterion: nn.Module, process: Process, recon_dir: str | Path | None = None
+    network: nn.Module,
+    loader: DataLoader,
+    criterion: nn.Module,
+    process: Process,
+    recon_dir: str | Path | None = None,
+    precision: torch.dtype = torch.float32,
 ) -> Evaluation | None:
     """Run the network in eval mode over every image of `loader`, whose sampler gives each process its own share.
 
@@ -53,14 +61,16 @@ def evaluate(
     """
     network.eval()
     parts = []
+    names = feature_names(loader.dataset.filenames, loader.dataset.clsnames) if recon_dir is not None else []
     for batch in tqdm(loader, desc="evaluate", leave=False, disable=None if process.is_main else True):
-        outputs = network(to_device(batch, process.device))
+        with autocast(process.device, precision):
+            outputs = network(to_device(batch, process.device))
         maps = outputs["pred"].squeeze(1).float().cpu()  # B x H x W
         finite = maps.flatten(1).isfinite().all(dim=1)
         if not finite.all():
             raise UserError(f"{batch['filename'][int(finite.int().argmin())]}: its anomaly map holds values that are not finite")
         if recon_dir is not None:
-            save_reconstructions(outputs["feature_rec"], batch["clsname"], batch["filename"], Path(recon_dir))
+            save_reconstructions(outputs["feature_rec"], [Path(recon_dir) / names[index] for index in batch["index"]])
         parts.append(
             Evaluation(
                 indices=batch["index"].numpy(),
@@ -76,12 +86,10 @@ def evaluate(
     return None if gathered is None else Evaluation.join([part for share in gathered for part in share])
 
 
-def save_reconstructions(feature_rec: Tensor, clsnames: Sequence[str], filenames: Sequence[str], folder: Path) -> None:
-    """feature_rec: BxCxhxw; one .npy an image, named <class>/<kind>/<name>.npy after the image's class, folder and name."""
-    for features, clsname, filename in zip(feature_rec.float().cpu().numpy(), clsnames, filenames, strict=True):
-        name = PurePath(filename)
-        target = folder / clsname / name.parent.name / f"{name.stem}.npy"
-        write_atomically(target, lambda file, features=features: np.save(file, features))
+def save_reconstructions(feature_rec: Tensor, paths: Sequence[Path]) -> None:
+    """feature_rec: BxCxhxw; one file an image, <path>.npy, Cxhxw float32."""
+    for features, path in zip(feature_rec.float().cpu().numpy(), paths, strict=True):
+        write_atomically(f"{path}.npy", lambda file, features=features: np.save(file, features))
 
 
 def compute_metrics(evaluation: Evaluation, metrics: dict[str, Any]) -> dict[str, float]:
@@ -111,11 +119,18 @@ def missing_metrics(results: dict[str, float]) -> list[str]:
     return [key for key, value in results.items() if math.isnan(value)]
 
 
+def without_nan(numbers: dict[str, float]) -> dict[str, float | None]:
+    """The numbers as JSON has them: nan becomes null."""
+    return {key: None if math.isnan(value) else value for key, value in numbers.items()}
+
+
 def write_results(folder: str | Path, evaluation: Evaluation, results: dict[str, float], metrics: dict[str, Any]) -> None:
     """Write metrics.json (nan as null), table.txt and scores.csv, a line an image, into the result folder."""
     folder = Path(folder)
-    values = {key: None if math.isnan(value) else value for key, value in results.items()}
-    write_text(folder / "metrics.json", json.dumps(values, indent=1) + "\n")
+    write_text(folder / "metrics.json", json.dumps(without_nan(results), indent=1) + "\n")
+    for name in ("report.html", "run.json"):  # of an earlier evaluation
+        (folder / name).unlink(missing_ok=True)
+    shutil.rmtree(folder / "gallery", ignore_errors=True)
     write_text(folder / "table.txt", format_table(results, metrics) + "\n")
 
     scores = {}

@@ -1,26 +1,32 @@
 """A whole run from a configuration: train, or evaluate a checkpoint."""
 
+import json
 import logging
 import math
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from easydict import EasyDict
 from torch import nn
 from torch.utils.data import DataLoader
 
-from datasets import build_dataloader, build_dataset
+from datasets import ImageDataset, build_dataloader, build_dataset
 from models import build_network
 from utils.checkpoint import load_checkpoint, load_network_state
 from utils.config import to_plain
 from utils.distributed import Process, barrier, broadcast
 from utils.errors import UserError
-from utils.evaluation import compute_metrics, evaluate, format_table, missing_metrics, write_results
+from utils.evaluation import Evaluation, compute_metrics, evaluate, format_table, missing_metrics, without_nan, write_results
+from utils.files import write_text
+from utils.gallery import headline_score, save_gallery
 from utils.log import open_tensorboard
 from utils.losses import Criterion
+from utils.precision import choose_precision
 from utils.seeding import make_reproducible, seed_everything
 from utils.training import Trainer, build_optimizer, build_scheduler, find_start, fit, remove_checkpoints
+from utils.versions import versions
 from utils.visualize import save_pictures
 
 log = logging.getLogger("uniad")
@@ -34,48 +40,69 @@ def train(config: EasyDict, process: Process, overwrite: bool = False) -> None:
     train_loader, test_loader = (
         load(data, config, split, process, seed) for data, split in ((train_set, "train"), (test_set, "test"))
     )
-    check_key_metric(config.evaluator.key_metric, test_set.clsnames)
+    key, val_freq = config.evaluator.key_metric, config.trainer.val_freq_epoch
+    check_key_metric(key, test_set.clsnames)
+    log.info("%d training images, %d test images; %s", len(train_set), len(test_set), describe(process))
+    trainer = build_trainer(config, process, start)
+    if is_trained(trainer, config):
+        return
+    if overwrite:
+        clear_checkpoints(config, process)
+    writer = open_tensorboard(config.saver.log_dir, process)
+    precision = choose_precision(config.trainer.precision, process.device)
+
+    def validate() -> dict[str, float]:
+        evaluation = evaluate(trainer.network, test_loader, trainer.criterion, process, precision=precision)
+        if evaluation is None:
+            return {}
+        results = compute_metrics(evaluation, config.evaluator.metrics)
+        print_results(results, evaluation.losses.mean(), config)
+        write_results(config.evaluator.save_dir, evaluation, results, config.evaluator.metrics)
+        for name, value in results.items():
+            writer.add_scalar(f"test/{name}", value, trainer.epoch)
+        return results
+
+    fit(trainer, train_loader, validate, key, to_plain(config), writer, val_freq, save_freq=val_freq)
+    if writer:
+        writer.close()
+    if process.is_main:
+        log.info("ckpt.pth.tar is the result")
+        if math.isfinite(trainer.best_metric):
+            log.info("ckpt_best.pth.tar is the best on the test set, %s %.4f", key, trainer.best_metric)
+
+
+def build_trainer(config: EasyDict, process: Process, start: Path | None, best_metric: float = -math.inf) -> Trainer:
+    """What is trained, as the checkpoint `start` left it, with the weights of saver.init_from, or new.
+
+    best_metric: what a new run has, the worst value there is.
+    """
     init_from = None if start else config.saver.init_from
     network = build(config, process, with_pretrained=not (start or init_from))
     optimizer = build_optimizer(network, config.trainer.optimizer)
     scheduler = build_scheduler(optimizer, config.trainer.lr_scheduler)
-    trainer = Trainer(network, Criterion(config.criterion), optimizer, scheduler, process)
-
-    log.info("%d training images, %d test images; %s", len(train_set), len(test_set), describe(process))
+    trainer = Trainer(network, Criterion(config.criterion), optimizer, scheduler, process, best_metric=best_metric)
     if start:
         trainer.restore(start, to_plain(config.trainer))
         log.info("resumed from %s after epoch %d of %d", start, trainer.epoch, config.trainer.max_epoch)
     elif init_from:
         load_network_state(network, load_checkpoint(init_from)["state_dict"], init_from)
         log.info("new run with the weights of %s", init_from)
-    if trainer.epoch >= config.trainer.max_epoch:
-        log.info("nothing left to train: evaluate with -e, train longer with trainer.max_epoch, or start anew with --overwrite")
-        return
-    if overwrite:
-        barrier(process)  # every process has read what it starts from
-        if process.is_main:
-            remove_checkpoints(config.saver.save_dir)
+    return trainer
 
-    writer = open_tensorboard(config.saver.log_dir, process)
 
-    def validate() -> float | None:
-        evaluation = evaluate(network, test_loader, trainer.criterion, process)
-        if evaluation is None:
-            return None
-        results = compute_metrics(evaluation, config.evaluator.metrics)
-        report(results, evaluation.losses.mean(), config)
-        write_results(config.evaluator.save_dir, evaluation, results, config.evaluator.metrics)
-        for key, value in results.items():
-            writer.add_scalar(f"test/{key}", value, trainer.epoch)
-        return results[config.evaluator.key_metric]
+def is_trained(trainer: Trainer, config: EasyDict) -> bool:
+    """Whether the configured epochs are done already; a line says what one can do then."""
+    if trainer.epoch < config.trainer.max_epoch:
+        return False
+    log.info("nothing left to train: use it as it is, train longer with trainer.max_epoch, or start anew with --overwrite")
+    return True
 
-    fit(trainer, train_loader, validate, to_plain(config), writer)
-    if writer:
-        writer.close()
+
+def clear_checkpoints(config: EasyDict, process: Process) -> None:
+    """Remove an earlier run's checkpoints, once every process has read what it starts from."""
+    barrier(process)
     if process.is_main:
-        log.info("ckpt.pth.tar is the result")
-        if math.isfinite(trainer.best_metric):
-            log.info("ckpt_best.pth.tar is the best on the test set, %s %.4f", config.evaluator.key_metric, trainer.best_metric)
+        remove_checkpoints(config.saver.save_dir)
 
 
 def evaluate_checkpoint(config: EasyDict, process: Process) -> None:
@@ -89,17 +116,37 @@ def evaluate_checkpoint(config: EasyDict, process: Process) -> None:
     log.info("%s, epoch %s; %d test images; %s", config.saver.load_path, content.get("epoch"), len(test_set), describe(process))
     reconstruction = getattr(network, config.net[-1].name)
     recon_dir = (getattr(reconstruction, "save_recon", None) or {}).get("save_dir")
-    evaluation = evaluate(network, loader, Criterion(config.criterion), process, recon_dir)
+    precision = choose_precision(config.trainer.precision, process.device)
+    evaluation = evaluate(network, loader, Criterion(config.criterion), process, recon_dir, precision)
     if evaluation is None:
         return
     results = compute_metrics(evaluation, config.evaluator.metrics)
     write_results(config.evaluator.save_dir, evaluation, results, config.evaluator.metrics)
-    report(results, evaluation.losses.mean(), config)
+    print_results(results, evaluation.losses.mean(), config)
     for style in ("vis_compound", "vis_single"):
         if config.evaluator[style]:
             save_pictures(style, evaluation, test_set, **config.evaluator[style])
             log.info("%s: pictures of %d images in %s", style, len(test_set), config.evaluator[style].save_dir)
-    log.info("results in %s", config.evaluator.save_dir)
+    log.info("report: %s", write_report_of(config, content, evaluation, test_set))
+
+
+def write_report_of(config: EasyDict, checkpoint: dict[str, Any], evaluation: Evaluation, test_set: ImageDataset) -> Path:
+    """Complete the result folder with the gallery and run.json, and write report.html from it."""
+    from utils.report import write_report  # here: training has no need of a plotting library, which takes a second to import
+
+    folder, metrics = Path(config.evaluator.save_dir), config.evaluator.metrics
+    score = headline_score(metrics, config.evaluator.key_metric)
+    save_gallery(folder, evaluation, test_set, score, metrics)
+    run = {
+        "checkpoint": config.saver.load_path,
+        "epoch": checkpoint.get("epoch"),
+        "score": score,
+        "history": [without_nan(numbers) for numbers in checkpoint.get("history", [])],
+        "config": to_plain(config),
+        "versions": versions(),
+    }
+    write_text(folder / "run.json", json.dumps(run, indent=1) + "\n")
+    return write_report(folder)
 
 
 def check_key_metric(key_metric: str, clsnames: Sequence[str]) -> None:
@@ -138,7 +185,7 @@ def describe(process: Process) -> str:
     return f"{processes} on CPU, no GPU is visible" if process.device.type == "cpu" else f"{processes}, a GPU each"
 
 
-def report(results: dict[str, float], loss: float, config: EasyDict) -> None:
+def print_results(results: dict[str, float], loss: float, config: EasyDict) -> None:
     log.info("test loss %.4f\n%s", loss, format_table(results, config.evaluator.metrics))
     if missing := missing_metrics(results):
         log.warning("no number for %s: images of one label only, or no masks", ", ".join(missing))

@@ -2,10 +2,11 @@
 
 import logging
 import math
+import operator
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from tqdm import tqdm
 from utils.checkpoint import load_checkpoint, load_network_state, network_state, save_checkpoint
 from utils.distributed import Process, average, gather, to_device
 from utils.errors import UserError
+from utils.precision import autocast, choose_precision
 from utils.seeding import random_state, restore_random_state
 from utils.versions import versions
 
@@ -35,19 +37,23 @@ def train_one_epoch(
     process: Process,
     epoch: int,
     clip_max_norm: float | None = None,
+    precision: torch.dtype = torch.float32,
     on_step: Callable[[int, float], None] = lambda step, loss: None,
 ) -> float:
     """One pass over the loader's data; returns the mean loss over this process's steps.
 
-    `epoch` counts from 0 and decides order and augmentation; `on_step(step, loss)` is called after each step. Raises UserError
-    with step, loss and files of the batch if the loss is not finite.
+    `epoch` counts from 0 and decides order and augmentation; the network computes in `precision`; `on_step(step, loss)` is
+    called after each step. Raises UserError with step, loss and files of the batch if the loss is not finite.
     """
     network.train()
     loader.sampler.set_epoch(epoch)
     loader.dataset.epoch = epoch
     total = 0.0
     for step, batch in enumerate(tqdm(loader, desc=f"epoch {epoch + 1}", leave=False, disable=None if process.is_main else True)):
-        loss = criterion(network(to_device(batch, process.device)))
+        batch = to_device(batch, process.device)
+        with autocast(process.device, precision):
+            outputs = network(batch)
+        loss = criterion(outputs)
         value = loss.item()
         if not math.isfinite(value):
             raise UserError(f"the loss is {value} at epoch {epoch + 1}, step {step + 1}; files: {', '.join(batch['filename'])}")
@@ -69,7 +75,8 @@ def trained_parameters(network: nn.Module) -> list[nn.Parameter]:
 def build_optimizer(network: nn.Module, cfg: dict[str, Any]) -> torch.optim.Optimizer:
     if not (parameters := trained_parameters(network)):
         raise UserError("every subnet is frozen, there is nothing to train: see frozen_layers and net[].frozen")
-    return getattr(torch.optim, cfg["type"])(parameters, **cfg["kwargs"])
+    fused = {"fused": True} if parameters[0].device.type in ("cpu", "cuda") else {}  # one pass over all weights
+    return getattr(torch.optim, cfg["type"])(parameters, **{**fused, **cfg["kwargs"]})
 
 
 def build_scheduler(optimizer: torch.optim.Optimizer, cfg: dict[str, Any]) -> torch.optim.lr_scheduler.LRScheduler:
@@ -99,6 +106,7 @@ class Trainer:
     process: Process
     epoch: int = 0  # finished epochs
     best_metric: float = -math.inf
+    history: list[dict[str, float]] = field(default_factory=list)  # an item an epoch: epoch, loss and what validation found
 
     def finish_epoch(self) -> None:
         # The published loop steps with the epoch's 0-based number, so StepLR(800) acts one epoch late: no step after the first.
@@ -116,6 +124,7 @@ class Trainer:
             "arch": config["net"],
             "state_dict": network_state(self.network),
             "best_metric": self.best_metric,
+            "history": self.history,
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
             "random_states": states,
@@ -132,7 +141,8 @@ class Trainer:
         load_network_state(self.network, content["state_dict"], path)
         if "epoch" not in content:
             raise UserError(f"{path}: holds weights only, there is no run to go on with; start a new one with saver.init_from")
-        self.epoch, self.best_metric = int(content["epoch"]), float(content.get("best_metric", -math.inf))
+        self.epoch, self.best_metric = int(content["epoch"]), float(content.get("best_metric", self.best_metric))
+        self.history = list(content.get("history", []))
         if "scheduler" not in content:
             with warnings.catch_warnings():  # torch warns that the optimiser has made no step; it has, in the run before
                 warnings.simplefilter("ignore", UserWarning)
@@ -216,39 +226,51 @@ class StepReport:
 def fit(
     trainer: Trainer,
     loader: DataLoader,
-    validate: Callable[[], float | None],
+    validate: Callable[[], dict[str, float]],
+    key: str,
     config: dict[str, Any],
     writer: SummaryWriter | None,
+    val_freq: int,
+    save_freq: int,
 ) -> None:
-    """Train from `trainer.epoch` to the configured last epoch; evaluate and save every val_freq_epoch and after the last.
+    """Train from `trainer.epoch` to the configured last epoch; validate and save every so many epochs, and after the last.
 
-    `validate` returns the key metric on rank 0, None elsewhere. The best checkpoint is chosen on the test set; the last is the
-    result.
+    `validate` returns numbers on rank 0, nothing elsewhere. The number named `key`, one of them or "loss", decides which
+    checkpoint is the best: one chosen on the test set, where validation uses it. The last is the result.
     """
     settings, folder = config["trainer"], Path(config["saver"]["save_dir"])
+    is_better = operator.le if key == "loss" else operator.ge
     if trainer.process.is_main:
         for leftover in folder.glob(".ckpt*.tmp"):  # of a run that was killed while saving
             leftover.unlink()
+    if settings["compile"]:
+        *_, reconstruction = trainer.network.children()
+        reconstruction.compile()
+    precision = choose_precision(settings["precision"], trainer.process.device)
     model = distribute(trainer.network, trainer.process)
     while trainer.epoch < settings["max_epoch"]:
         report = StepReport(trainer, len(loader), settings, writer)
-        loss = train_one_epoch(
-            model, loader, trainer.criterion, trainer.optimizer, trainer.process, trainer.epoch, settings["clip_max_norm"], report
-        )
+        run = (trainer.criterion, trainer.optimizer, trainer.process, trainer.epoch)
+        loss = train_one_epoch(model, loader, *run, settings["clip_max_norm"], precision, report)
         loss = average(loss, trainer.process)
         trainer.finish_epoch()
         log.info("epoch %d/%d  mean training loss %.4f", trainer.epoch, settings["max_epoch"], loss)
-        if trainer.epoch % settings["val_freq_epoch"] and trainer.epoch < settings["max_epoch"]:
+        numbers = {"epoch": trainer.epoch, "loss": loss}
+        trainer.history.append(numbers)
+        is_last = trainer.epoch == settings["max_epoch"]
+        validates, saves = (is_last or trainer.epoch % freq == 0 for freq in (val_freq, save_freq))
+        if not (validates or saves):
             continue
         content = trainer.state(config)
-        if content:
-            save_checkpoint(folder / LAST, content)  # before evaluating, which can fail: these epochs are safe now
-        metric = validate()
+        if validates:
+            if content:
+                save_checkpoint(folder / LAST, content)  # before validating, which can fail: these epochs are safe now
+            numbers.update(validate())
         if not content:
             continue
-        is_best = metric is not None and metric >= trainer.best_metric
-        content["best_metric"] = trainer.best_metric = metric if is_best else trainer.best_metric
-        names = [LAST] + [BEST] * is_best + [f"ckpt_{trainer.epoch}.pth.tar"] * config["saver"]["always_save"]
+        is_best = key in numbers and is_better(numbers[key], trainer.best_metric)
+        content["best_metric"] = trainer.best_metric = numbers[key] if is_best else trainer.best_metric
+        names = [LAST] + [BEST] * is_best + [f"ckpt_{trainer.epoch}.pth.tar"] * (validates and config["saver"]["always_save"])
         for name in names:
             save_checkpoint(folder / name, content)
         log.info("saved %s", ", ".join(names))

@@ -1,6 +1,6 @@
 """Pictures of an evaluation: where the model looks and how sure it is."""
 
-from pathlib import Path, PurePath
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -8,6 +8,7 @@ import numpy as np
 from datasets.base import ImageDataset
 from utils.evaluation import Evaluation
 from utils.files import write_atomically
+from utils.naming import output_names
 
 
 def normalise(anomaly_map: np.ndarray, low: float, high: float) -> np.ndarray:
@@ -39,26 +40,18 @@ def save_pictures(
     """
     low = float(evaluation.maps.min()) if min_score is None else min_score
     high = float(evaluation.maps.max()) if max_score is None else max_score
-    for index, anomaly_map, mask, filename in zip(
-        evaluation.indices, evaluation.maps, evaluation.masks, evaluation.filenames, strict=True
-    ):
+    names = output_names(evaluation.filenames)
+    for index, anomaly_map, mask, name in zip(evaluation.indices, evaluation.maps, evaluation.masks, names, strict=True):
         h, w = anomaly_map.shape
         image = cv2.resize(data.read_rgb(int(index)), (w, h), interpolation=cv2.INTER_AREA)
         common = heat_map(image, normalise(anomaly_map, low, high))
-        target = Path(save_dir) / below(filename)
         if style == "vis_single":
-            save_picture(target.with_name(f"{target.stem}_image.jpg"), image)
-            save_picture(target.with_name(f"{target.stem}_map.jpg"), common)
+            save_picture(Path(save_dir) / f"{name}_image.jpg", image)
+            save_picture(Path(save_dir) / f"{name}_map.jpg", common)
             continue
         own = heat_map(image, normalise(anomaly_map, float(anomaly_map.min()), float(anomaly_map.max())))
         truth = np.repeat(mask[..., None] * np.uint8(255), 3, axis=2)
-        save_picture(target.with_suffix(".jpg"), np.hstack([image, truth, common, own]))
-
-
-def below(filename: str) -> PurePath:
-    """The image's name as a path that stays below the folder it is joined to."""
-    name = PurePath(filename)
-    return PurePath(*(part for part in name.parts if part not in (name.anchor, "..")))
+        save_picture(Path(save_dir) / f"{name}.jpg", np.hstack([image, truth, common, own]))
 
 
 def save_picture(path: Path, image: np.ndarray) -> None:

@@ -14,12 +14,18 @@ class VisDecoder(nn.Module):
         block_type: "basic" or "bottle".
         inplanes, instrides: channels and stride (16 or 32) of `feature_align`; one number, bare or in a list.
         initializer: {"method": ...}, see models.initializer; normal(0.01) without one.
+        width: planes of the last stage, 128 as published; the others have 1, 2 and 4 times as many.
 
     Raises UserError for an unknown block type and for another stride.
     """
 
     def __init__(
-        self, block_type: str, inplanes: int | list[int], instrides: int | list[int], initializer: dict | None = None
+        self,
+        block_type: str,
+        inplanes: int | list[int],
+        instrides: int | list[int],
+        initializer: dict | None = None,
+        width: int = 128,
     ) -> None:
         super().__init__()
         if block_type not in BLOCKS:
@@ -29,7 +35,7 @@ class VisDecoder(nn.Module):
         if stride not in (16, 32):
             raise UserError(f"VisDecoder needs features of stride 16 or 32, not {stride}: set outstrides of the neck")
 
-        channels = 512 * block.expansion, 256 * block.expansion, 128 * block.expansion
+        channels = [planes * block.expansion for planes in (4 * width, 2 * width, width)]
         self.layer4 = _stage(block, as_number(inplanes), channels[0], blocks=3, scale=1)
         self.layer3 = _stage(block, channels[0], channels[1], blocks=6, scale=2)
         self.layer2 = _stage(block, channels[1], channels[2], blocks=4, scale=2)

@@ -1,0 +1,3 @@
+#!/bin/sh
+# sh vis_query_torch.sh CLASS [key=value ...]   one class on this machine's first GPU or else its CPU, e.g. bottle
+exec sh "$(dirname -- "$0")/../launch.sh" --tool=vis_query "$0" "$@"

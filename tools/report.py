@@ -1,0 +1,30 @@
+"""Write the report of an evaluation, one HTML file that needs nothing else, from its result folder (evaluator.save_dir).
+
+python tools/report.py --result experiments/demo/result
+python tools/report.py --result experiments/demo/result --out report.html
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from utils.cli import run
+from utils.report import write_report
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--result", type=Path, required=True, metavar="DIR", help="folder that evaluation wrote")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="page to write (DIR/report.html)")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_arguments()
+    print(write_report(args.result, args.out))
+
+
+if __name__ == "__main__":
+    run(main)
