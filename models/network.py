@@ -33,9 +33,13 @@ class Network(nn.Module):
         self.train()
 
     def forward(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Takes `image` Bx3xHxW (or whatever the first subnet reads); returns it with every subnet's keys added."""
+        """Takes `image` Bx3xHxW (or whatever the first subnet reads); returns it with every subnet's keys added.
+
+        Where the inputs hold `feature_align` BxCxhxw already, read from a cache, only the last subnet is run.
+        """
         outputs = dict(inputs)
-        for subnet in self.children():
+        subnets = list(self.children())
+        for subnet in subnets[-1:] if "feature_align" in inputs else subnets:
             outputs.update(subnet(outputs))
         return outputs
 

@@ -84,6 +84,11 @@ KEYS: dict[str, Key] = {
     "dataset.pixel_std": Key("triple", REQUIRED, "deviation that is divided by"),
     "dataset.batch_size": Key("int", REQUIRED, "images a batch in each process", least=1),
     "dataset.workers": Key("int", 2, "processes that read images for each process", least=0),
+    "dataset.feature_cache.mode": Key(
+        "str", "auto", "train: compute frozen features once, read them back; auto: unless images are augmented", ("auto", "off")
+    ),
+    "dataset.feature_cache.dtype": Key("str", "float32", "format they are stored in", ("float32", "bfloat16", "float16")),
+    "dataset.feature_cache.dir": Key("path", "feature_cache", "where they are stored; must be a disk that all processes share"),
     "dataset.rebalance": on_off("train: draw every class equally often in an epoch"),
     "dataset.hflip": on_off("train: mirror left-right half the time"),
     "dataset.vflip": on_off("train: mirror top-bottom half the time"),

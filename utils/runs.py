@@ -19,6 +19,7 @@ from utils.config import to_plain
 from utils.distributed import Process, barrier, broadcast
 from utils.errors import UserError
 from utils.evaluation import Evaluation, compute_metrics, evaluate, format_table, missing_metrics, without_nan, write_results
+from utils.feature_cache import FeatureDataset, cached
 from utils.files import write_text
 from utils.gallery import headline_score, save_gallery
 from utils.log import open_tensorboard
@@ -37,17 +38,21 @@ def train(config: EasyDict, process: Process, overwrite: bool = False) -> None:
     start = find_start(config.saver, overwrite)
     seed = start_random(config, process)
     train_set, test_set = (build_dataset(config.dataset, split, seed) for split in ("train", "test"))
-    train_loader, test_loader = (
-        load(data, config, split, process, seed) for data, split in ((train_set, "train"), (test_set, "test"))
-    )
     key, val_freq = config.evaluator.key_metric, config.trainer.val_freq_epoch
     check_key_metric(key, test_set.clsnames)
     log.info("%d training images, %d test images; %s", len(train_set), len(test_set), describe(process))
     trainer = build_trainer(config, process, start)
     if is_trained(trainer, config):
         return
+    plain = to_plain(config)
+    train_set, test_set = (
+        cached(data, trainer.network, plain, process, split) for data, split in ((train_set, "train"), (test_set, "test"))
+    )
     if overwrite:
         clear_checkpoints(config, process)
+    train_loader, test_loader = (
+        load(data, config, split, process, seed) for data, split in ((train_set, "train"), (test_set, "test"))
+    )
     writer = open_tensorboard(config.saver.log_dir, process)
     precision = choose_precision(config.trainer.precision, process.device)
 
@@ -62,7 +67,7 @@ def train(config: EasyDict, process: Process, overwrite: bool = False) -> None:
             writer.add_scalar(f"test/{name}", value, trainer.epoch)
         return results
 
-    fit(trainer, train_loader, validate, key, to_plain(config), writer, val_freq, save_freq=val_freq)
+    fit(trainer, train_loader, validate, key, plain, writer, val_freq, save_freq=val_freq)
     if writer:
         writer.close()
     if process.is_main:
@@ -177,7 +182,10 @@ def build(config: EasyDict, process: Process, with_pretrained: bool) -> nn.Modul
 
 def load(data: Any, config: EasyDict, split: str, process: Process, seed: int) -> DataLoader:
     pin_memory = process.device.type == "cuda"
-    return build_dataloader(data, config.dataset, split, process.rank, process.world_size, seed, pin_memory)
+    cfg = to_plain(config.dataset)
+    if isinstance(data, FeatureDataset):  # a row of memory is read sooner than a worker is asked for it
+        cfg[split]["workers"] = 0
+    return build_dataloader(data, cfg, split, process.rank, process.world_size, seed, pin_memory)
 
 
 def describe(process: Process) -> str:
