@@ -45,7 +45,7 @@ class Run:
 
     def folders(self) -> list[Path]:
         """Everything in the cache's dir."""
-        return sorted(self.dir.iterdir())
+        return sorted(self.dir.iterdir()) if self.dir.is_dir() else []
 
 
 def touch(path: Path) -> None:
