@@ -23,8 +23,8 @@ demo: setup   ## make the demo data set, train on it and evaluate: minutes
 
 demo-vis: setup   ## after make demo: train a vis decoder, draw reconstructions and learned queries: minutes
 	PYTHON=$(VENV_PYTHON) sh experiments/demo/train_vis_decoder/train_torch.sh 1 $(GPU) $(CLASS) --overwrite
-	PYTHON=$(VENV_PYTHON) sh experiments/demo/vis_recon/vis_recon_torch.sh $(CLASS)
-	PYTHON=$(VENV_PYTHON) sh experiments/demo/vis_query/vis_query_torch.sh $(CLASS)
+	CUDA_VISIBLE_DEVICES=$(GPU:cpu=) PYTHON=$(VENV_PYTHON) sh experiments/demo/vis_recon/vis_recon_torch.sh $(CLASS)
+	CUDA_VISIBLE_DEVICES=$(GPU:cpu=) PYTHON=$(VENV_PYTHON) sh experiments/demo/vis_query/vis_query_torch.sh $(CLASS)
 	@echo "reconstructions: experiments/demo/vis_recon/result/$(CLASS)   queries: experiments/demo/vis_query/result/$(CLASS)"
 
 test: lint   ## check the code and run the tests

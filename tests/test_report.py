@@ -105,11 +105,11 @@ def test_pictures_are_image_mask_and_heat_map_on_one_scale(tmp_path: Path):
         heat = heat_map(original, normalise(evaluation.maps[position], found["low"], found["high"]))
         for kind, expected in (("image", original), ("map", heat)):
             encoded = cv2.imencode(".jpg", expected[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 85])[1]
-            written = cv2.imread(str(tmp_path / "gallery" / image["pictures"][kind]))
+            written = cv2.imread(str(tmp_path / "report_gallery" / image["pictures"][kind]))
             np.testing.assert_array_equal(written, cv2.imdecode(encoded, cv2.IMREAD_COLOR))
         assert ("mask" in image["pictures"]) == bool(evaluation.masks[position].any())
         if "mask" in image["pictures"]:
-            mask = cv2.imread(str(tmp_path / "gallery" / image["pictures"]["mask"]), cv2.IMREAD_GRAYSCALE)
+            mask = cv2.imread(str(tmp_path / "report_gallery" / image["pictures"]["mask"]), cv2.IMREAD_GRAYSCALE)
             np.testing.assert_array_equal(mask, evaluation.masks[position] * 255)
 
 
@@ -120,7 +120,7 @@ def test_large_maps_are_shrunk_and_a_defect_of_one_pixel_stays_in_the_mask(tmp_p
     save_gallery(tmp_path, evaluation, Noise(40), "max", METRICS)
     for image in read_gallery(tmp_path)["images"]:
         for kind, name in image["pictures"].items():
-            picture = cv2.imread(str(tmp_path / "gallery" / name))
+            picture = cv2.imread(str(tmp_path / "report_gallery" / name))
             assert picture.shape == (256, 256, 3)
             assert kind != "mask" or picture.any()
 
@@ -138,8 +138,8 @@ def test_an_image_is_written_once_and_nothing_of_an_earlier_gallery_stays(tmp_pa
     images = read_gallery(tmp_path)["images"]
     assert len({image["filename"] for image in images}) == len(images) == 5
     named = {name for image in images for name in image["pictures"].values()}
-    assert {path.name for path in (tmp_path / "gallery").iterdir()} == {*named, "gallery.json"}
-    assert [path.name for path in tmp_path.iterdir()] == ["gallery"]
+    assert {path.name for path in (tmp_path / "report_gallery").iterdir()} == {*named, "gallery.json"}
+    assert [path.name for path in tmp_path.iterdir()] == ["report_gallery"]
 
 
 def test_a_gallery_that_fails_leaves_the_earlier_one(tmp_path: Path):
@@ -150,19 +150,19 @@ def test_a_gallery_that_fails_leaves_the_earlier_one(tmp_path: Path):
             return super().read_rgb(index)
 
     def content() -> dict[str, bytes]:
-        return {path.name: path.read_bytes() for path in (tmp_path / "gallery").iterdir()}
+        return {path.name: path.read_bytes() for path in (tmp_path / "report_gallery").iterdir()}
 
     save_gallery(tmp_path, make_evaluation(["a"]), Noise(16), "max", METRICS)
     before = content()
     with pytest.raises(UserError, match=r"003\.png"):
         save_gallery(tmp_path, make_evaluation(["b"]), Unreadable(16), "max", METRICS)
     assert content() == before
-    assert [path.name for path in tmp_path.iterdir()] == ["gallery"]
+    assert [path.name for path in tmp_path.iterdir()] == ["report_gallery"]
 
 
 def test_a_gallery_that_cannot_be_written_is_one_line(tmp_path: Path):
     (tmp_path / "result").write_text("a file where the folder should be")
-    with pytest.raises(UserError, match="result/gallery: cannot be written"):
+    with pytest.raises(UserError, match="result/report_gallery: cannot be written"):
         save_gallery(tmp_path / "result", make_evaluation(["a"]), Noise(16), "max", METRICS)
 
 
@@ -191,7 +191,7 @@ def test_the_more_classes_the_fewer_images_of_each(tmp_path: Path):
 
 def test_pictures_that_do_not_fit_are_left_out_whoever_put_them_there(folder: Path):
     name = read_gallery(folder)["images"][0]["pictures"]["image"]
-    (folder / "gallery" / name).write_bytes(bytes(TWENTY_MB))
+    (folder / "report_gallery" / name).write_bytes(bytes(TWENTY_MB))
     page = Page(write_report(folder))
     assert len(page.source) < TWENTY_MB
     assert not page.all("img")
@@ -292,7 +292,7 @@ def test_names_with_spaces_quotes_and_tags_are_shown_as_they_are(tmp_path: Path)
         ("metrics.json", ["No table: metrics.json is missing; evaluate with -e"]),
         ("scores.csv", ["No histograms: they need scores.csv", "No curve: it needs scores.csv"]),
         ("run.json", ["run.json is missing; evaluate with -e", "No training curve", "No configuration", "No versions"]),
-        ("gallery", ["No gallery: evaluate with -e"]),
+        ("report_gallery", ["No gallery: evaluate with -e"]),
     ],
 )
 def test_a_missing_piece_is_said_in_its_section(folder: Path, page: Page, missing: str, said: list[str]):
@@ -305,8 +305,8 @@ def test_a_missing_piece_is_said_in_its_section(folder: Path, page: Page, missin
 
 
 def test_scores_alone_make_a_report(folder: Path):
-    for name in ("metrics.json", "run.json", "gallery"):
-        shutil.rmtree(folder / name) if name == "gallery" else (folder / name).unlink()
+    for name in ("metrics.json", "run.json", "report_gallery"):
+        shutil.rmtree(folder / name) if name == "report_gallery" else (folder / name).unlink()
     page = Page(write_report(folder))
     assert len(page.all("svg")) == 3
     assert "18 8 good, 10 defective" in page.words()
@@ -350,8 +350,8 @@ def test_pixel_metrics_alone_make_a_report(tmp_path: Path):
         ("scores.csv", "filename,clsname,label,max\na,b,0,many\n", "scores.csv, line 2"),
         ("run.json", '{"history": 3}', "run.json: 'history' must be a list"),
         ("run.json", '{"history": [{"loss": 3}]}', "run.json: 'history' must hold objects"),
-        ("gallery/gallery.json", "{}", "gallery.json: not a gallery"),
-        ("gallery/gallery.json", '{"images": [{"filename": "a.png"}]}', "gallery.json: not a gallery"),
+        ("report_gallery/gallery.json", "{}", "gallery.json: not a gallery"),
+        ("report_gallery/gallery.json", '{"images": [{"filename": "a.png"}]}', "gallery.json: not a gallery"),
     ],
 )
 def test_a_broken_file_is_named_in_one_line(folder: Path, name: str, content: str, said: str):
@@ -364,7 +364,7 @@ def test_a_broken_file_is_named_in_one_line(folder: Path, name: str, content: st
 
 def test_a_missing_picture_of_the_gallery_is_named(folder: Path):
     name = read_gallery(folder)["images"][0]["pictures"]["map"]
-    (folder / "gallery" / name).unlink()
+    (folder / "report_gallery" / name).unlink()
     with pytest.raises(UserError, match=f"gallery/{name}: this picture of the gallery is missing"):
         write_report(folder)
 

@@ -64,7 +64,7 @@ def write_folder(folder: Path, evaluation: Evaluation, size: int = 16) -> Path:
 
 
 def read_gallery(folder: Path) -> dict:
-    return json.loads((folder / "gallery" / "gallery.json").read_text())
+    return json.loads((folder / "report_gallery" / "gallery.json").read_text())
 
 
 class Page(HTMLParser):

@@ -326,3 +326,12 @@ def test_a_run_follows_the_schedule(path: Path, said) -> None:
     train(path, "run", "trainer.max_epoch=6", "trainer.val_freq_epoch=6")
     rates = re.findall(r"step 3/3 .* lr (\S+)", said())
     assert rates == ["1.00e-03"] * 3 + ["1.00e-04"] * 2 + ["1.00e-05"]
+
+
+def test_bfloat16_trains_to_nearly_the_same_loss_with_float32_weights(path: Path) -> None:
+    overrides = ("trainer.max_epoch=2", "net.reconstruction.kwargs.dropout=0.0")
+    runs = {name: train(path, name, f"trainer.precision={name}", *overrides) for name in ("float32", "bfloat16")}
+    losses = {name: [numbers["loss"] for numbers in run["history"]] for name, run in runs.items()}
+    assert losses["bfloat16"] != losses["float32"]
+    assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.02)
+    assert {tensor.dtype for tensor in runs["bfloat16"]["state_dict"].values()} == {torch.float32, torch.int64}

@@ -22,8 +22,9 @@ SECTIONS = ("dataset", "criterion", "trainer", "saver", "net")
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_class_arguments(parser)
-    parser.add_argument("-v", "--visualize", action="store_true", help="draw the check images with saver.load_path, do not train")
-    parser.add_argument("--overwrite", action="store_true", help="start a new run over the checkpoints of an earlier one")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("-v", "--visualize", action="store_true", help="draw the check images with saver.load_path, do not train")
+    what.add_argument("--overwrite", action="store_true", help="start a new run over the checkpoints of an earlier one")
     return parser.parse_intermixed_args()
 
 

@@ -141,8 +141,10 @@ def check_data(config: dict[str, Any]) -> None:
     """What a data set needs depends on its type, and may stand in dataset or in its train and test parts."""
     if "dataset" not in config:
         return
-    for split in ("train", "test") if "evaluator" in config else ("train",):
+    for split in ("train", "test"):
         merged = {**config["dataset"], **config["dataset"][split]}
+        if split == "test" and "evaluator" not in config and not merged["meta_file"]:
+            continue  # a vis decoder needs no test set
         needed = {"custom": ("meta_file", "image_reader"), "cifar10": ("root_dir", "normals")}[merged["type"]]
         for name in needed:
             if not merged.get(name):

@@ -110,7 +110,6 @@ KEYS: dict[str, Key] = {
         "what the network computes in; auto: bfloat16 where the device has units for it",
         ("float32", "bfloat16", "auto"),
     ),
-    "trainer.compile": on_off("torch.compile the reconstruction; on CPU it has not paid"),
     "trainer.val_freq_epoch": Key("int", 10, "evaluate and save every so many epochs, and after the last", least=1),
     "trainer.print_freq_step": Key("int", 50, "a log line every so many steps", least=1),
     "trainer.tb_freq_step": Key("int", 10, "TensorBoard scalars every so many steps", least=1),

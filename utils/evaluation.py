@@ -23,6 +23,8 @@ from utils.metrics import METRIC_KINDS, evaluate_maps, image_scores
 from utils.naming import feature_names
 from utils.precision import autocast
 
+GALLERY = "report_gallery"  # of the result folder: the pictures in its report
+
 
 @dataclass
 class Evaluation:
@@ -130,7 +132,7 @@ def write_results(folder: str | Path, evaluation: Evaluation, results: dict[str,
     write_text(folder / "metrics.json", json.dumps(without_nan(results), indent=1) + "\n")
     for name in ("report.html", "run.json"):  # of an earlier evaluation
         (folder / name).unlink(missing_ok=True)
-    shutil.rmtree(folder / "gallery", ignore_errors=True)
+    shutil.rmtree(folder / GALLERY, ignore_errors=True)
     write_text(folder / "table.txt", format_table(results, metrics) + "\n")
 
     scores = {}

@@ -13,7 +13,7 @@ import numpy as np
 
 from datasets.base import ImageDataset
 from utils.errors import UserError
-from utils.evaluation import Evaluation
+from utils.evaluation import GALLERY, Evaluation
 from utils.metrics import METRIC_KINDS, image_scores
 from utils.visualize import heat_map, normalise
 
@@ -36,7 +36,7 @@ def headline_score(metrics: dict[str, Any], key_metric: str | None) -> str | Non
 def save_gallery(
     result_dir: str | Path, evaluation: Evaluation, data: ImageDataset, score: str | None, metrics: dict[str, Any]
 ) -> None:
-    """Write <result_dir>/gallery, gallery.json and its pictures, in the place of an earlier one.
+    """Write <result_dir>/report_gallery, gallery.json and its pictures, in the place of an earlier one.
 
     score: the image score that decides (headline_score; None: the map's largest value). metrics: `evaluator.metrics`, for the
     score's averaging window. An image's pictures, at the map's size up to 256 pixels, are itself, its heat map on a scale
@@ -45,8 +45,8 @@ def save_gallery(
     windows = [s["kwargs"]["avgpool_size"] for kind in METRIC_KINDS for s in metrics.get(kind) or () if s["name"] == score]
     scores = image_scores(evaluation.maps, score or "max", windows[-1] if windows else None)  # the last, as in scores.csv
     chosen = choose(scores, evaluation.labels, evaluation.clsnames)
-    folder = Path(result_dir) / "gallery"
-    new = folder.with_name(".gallery.new")
+    folder = Path(result_dir) / GALLERY
+    new = folder.with_name(f".{GALLERY}.new")
     try:
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir(parents=True)

@@ -64,7 +64,10 @@ def train(config: EasyDict, process: Process, overwrite: bool = False) -> None:
         print_results(results, evaluation.losses.mean(), config)
         write_results(config.evaluator.save_dir, evaluation, results, config.evaluator.metrics)
         for name, value in results.items():
-            writer.add_scalar(f"test/{name}", value, trainer.epoch)
+            if math.isfinite(value):
+                writer.add_scalar(f"test/{name}", value, trainer.epoch)
+        if math.isnan(results[key]):
+            log.warning("evaluator.key_metric %s has no number, so no checkpoint is the best", key)
         return results
 
     fit(trainer, train_loader, validate, key, plain, writer, val_freq, save_freq=val_freq)

@@ -243,9 +243,6 @@ def fit(
     if trainer.process.is_main:
         for leftover in folder.glob(".ckpt*.tmp"):  # of a run that was killed while saving
             leftover.unlink()
-    if settings["compile"]:
-        *_, reconstruction = trainer.network.children()
-        reconstruction.compile()
     precision = choose_precision(settings["precision"], trainer.process.device)
     model = distribute(trainer.network, trainer.process)
     while trainer.epoch < settings["max_epoch"]:

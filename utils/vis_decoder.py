@@ -30,6 +30,7 @@ log = logging.getLogger("uniad")
 
 def train_decoder(config: EasyDict, process: Process, overwrite: bool = False) -> None:
     """Train the decoder of dataset.class_name as configured, with a check sheet now and then; every process must call it."""
+    check_net(config)
     start = find_start(config.saver, overwrite)
     seed = start_random(config, process)
     train_set = build_dataset(config.dataset, "train", seed)
@@ -83,7 +84,13 @@ def training_classes(path: str | Path, overrides: Sequence[str] = ()) -> list[st
 def check_set(config: EasyDict) -> ImageDataset:
     """The class's test images, or its training images where the configuration names no test list; never augmented."""
     cfg = to_plain(config.dataset)
-    return build_dataset(cfg if cfg["test"].get("meta_file") else {**cfg, "test": cfg["train"]}, "test")
+    has_own = {**cfg, **cfg["test"]}.get("meta_file")
+    return build_dataset(cfg if has_own else {**cfg, "test": cfg["train"]}, "test")
+
+
+def check_net(config: EasyDict) -> None:
+    if config.net[-1].type != "models.reconstructions.VisDecoder":
+        raise UserError(f"net must end in a subnet of type models.reconstructions.VisDecoder, not {config.net[-1].type}")
 
 
 def load_decoder(config: EasyDict, process: Process) -> nn.Module:
@@ -92,8 +99,7 @@ def load_decoder(config: EasyDict, process: Process) -> nn.Module:
     Batch statistics have no part in a picture: the published scripts drew in training mode. Raises UserError for a network
     that does not end in a vis decoder.
     """
-    if config.net[-1].type != "models.reconstructions.VisDecoder":
-        raise UserError(f"net must end in a subnet of type models.reconstructions.VisDecoder, not {config.net[-1].type}")
+    check_net(config)
     content = load_checkpoint(config.saver.load_path)
     network = build(config, process, with_pretrained=False)
     load_network_state(network, content["state_dict"], config.saver.load_path)

@@ -12,6 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from utils.errors import UserError
+from utils.evaluation import GALLERY
 from utils.files import write_text
 from utils.metrics import auroc, rank_images
 from utils.report import plots
@@ -179,7 +180,7 @@ def gallery(result: Result) -> dict[str, Any]:
     found = result.gallery
     if found is None:
         return {"missing": "No gallery: evaluate with -e to write one."}
-    folder = result.folder / "gallery"
+    folder = result.folder / GALLERY
     uris = {name: data_uri(folder / name) for image in found.images for name in image.pictures.values()}
     classes = []
     for place, (clsname, entry) in enumerate(found.classes.items()):

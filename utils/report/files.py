@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from utils.errors import UserError
+from utils.evaluation import GALLERY
 from utils.metrics import METRIC_KINDS
 
 AGAIN = "evaluate again with -e"
@@ -47,7 +48,7 @@ class GalleryClass:
 
 @dataclass
 class Gallery:
-    """gallery/gallery.json, as utils.gallery writes it."""
+    """report_gallery/gallery.json, as utils.gallery writes it."""
 
     score: str
     low: float  # of the scale that all heat maps have
@@ -83,7 +84,7 @@ def read_result(folder: str | Path) -> Result:
         raise UserError(f"{folder}: holds neither metrics.json nor scores.csv; evaluate with -e to write them")
     if (path := folder / "run.json").exists():
         result.run = read_run(path)
-    if (path := folder / "gallery" / "gallery.json").exists():
+    if (path := folder / GALLERY / "gallery.json").exists():
         result.gallery = read_gallery(path)
     return result
 

@@ -64,6 +64,11 @@ def tidy(svg: str, name: str, alt: str) -> str:
     return f'<svg class="plot" {view_box} role="img" aria-label="{escape(alt)}">{body}'
 
 
+def whole_label(value: float, _: int | None = None) -> str:
+    """A tick by itself: the default leaves a power of ten or an offset to the end of the axis, where there is no room."""
+    return f"{value:.6g}"
+
+
 def histogram(name: str, alt: str, good: np.ndarray, defective: np.ndarray, bounds: tuple[float, float]) -> str:
     """How the scores of good and of defective images are spread, each as shares of its own number, in the same bins."""
     low, high = bounds if bounds[1] > bounds[0] else (bounds[0] - 0.5, bounds[0] + 0.5)
@@ -79,6 +84,7 @@ def histogram(name: str, alt: str, good: np.ndarray, defective: np.ndarray, boun
         axes.set_xlim(low, high)
         axes.set_ylim(bottom=0)
         axes.xaxis.set_major_locator(MaxNLocator(5, steps=STEPS))
+        axes.xaxis.set_major_formatter(whole_label)
         axes.yaxis.set_major_locator(MaxNLocator(3, steps=STEPS))
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
 
@@ -127,5 +133,6 @@ def training_curve(name: str, alt: str, label: str, epochs: Sequence[float], val
         axes.margins(x=0.03)
         axes.xaxis.set_major_locator(MaxNLocator(6, steps=STEPS, integer=True))
         axes.yaxis.set_major_locator(MaxNLocator(5, steps=STEPS))
+        axes.yaxis.set_major_formatter(whole_label)
 
     return draw(name, (440, 250), (52, 40), alt, plot)
