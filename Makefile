@@ -34,7 +34,7 @@ lint: .venv/.installed-tests   ## check the code only
 	$(VENV_PYTHON) -m ruff check .
 
 clean:   ## remove the demo's data and results; .venv stays
-	rm -rf data/demo experiments/demo/checkpoints experiments/demo/log experiments/demo/result
+	rm -rf data/demo experiments/demo/feature_cache experiments/demo/checkpoints experiments/demo/log experiments/demo/result
 	rm -rf experiments/demo/train_vis_decoder/*/ experiments/demo/vis_*/log experiments/demo/vis_*/result
 
 # The marks of what is installed: made anew only when the list of packages changes.
