@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from utils.errors import UserError
 
@@ -94,6 +94,14 @@ def average(value: float, process: Process) -> float:
     total = torch.tensor(value, dtype=torch.float64)  # on the CPU: gloo carries it, also beside nccl
     dist.all_reduce(total)
     return total.item() / process.world_size
+
+
+@torch.no_grad()
+def share_weights(network: nn.Module, process: Process) -> None:
+    """Give every process rank 0's weights and buffers: random ones differ with the rank. Every process must call it."""
+    if process.world_size > 1:
+        for tensor in network.state_dict().values():
+            dist.broadcast(tensor, 0)
 
 
 def barrier(process: Process) -> None:

@@ -16,7 +16,7 @@ from datasets import ImageDataset, build_dataloader, build_dataset
 from models import build_network
 from utils.checkpoint import load_checkpoint, load_network_state
 from utils.config import to_plain
-from utils.distributed import Process, barrier, broadcast
+from utils.distributed import Process, barrier, broadcast, share_weights
 from utils.errors import UserError
 from utils.evaluation import Evaluation, compute_metrics, evaluate, format_table, missing_metrics, without_nan, write_results
 from utils.feature_cache import FeatureDataset, cached
@@ -95,6 +95,7 @@ def build_trainer(config: EasyDict, process: Process, start: Path | None, best_m
     elif init_from:
         load_network_state(network, load_checkpoint(init_from)["state_dict"], init_from)
         log.info("new run with the weights of %s", init_from)
+    share_weights(network, process)  # before features are computed with them
     return trainer
 
 
