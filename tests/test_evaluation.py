@@ -207,3 +207,14 @@ def test_reconstructions_are_saved_by_evaluation_alone(path: Path, checkpoint: P
         with torch.no_grad():
             expected = network({"image": sample["image"][None]})["feature_rec"][0].numpy()
         np.testing.assert_allclose(features, expected, rtol=0, atol=1e-5)
+
+
+def test_a_new_training_leaves_no_report_of_the_earlier_result(tmp_path: Path) -> None:
+    path = tiny.make(tmp_path)
+    tiny.train(path)
+    tiny.evaluate(path)
+    report_parts = [tmp_path / "result" / name for name in ("report.html", "run.json", "report_gallery")]
+    assert all(part.exists() for part in report_parts)
+    tiny.train(path, overwrite=True)
+    assert not any(part.exists() for part in report_parts)
+    assert (tmp_path / "result/metrics.json").exists()
