@@ -8,6 +8,8 @@ the fourth part of the path from the end ("zipper" here).
 """
 
 import json
+import os
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from utils.errors import UserError
@@ -28,7 +30,7 @@ def read_list(path: str | Path) -> list[dict]:
     try:
         lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
     except FileNotFoundError:
-        raise UserError(f"there is no list {path}; tools/make_lists.py makes one from a folder of images") from None
+        raise UserError(f"there is no list {path}; tools/prepare_data.py makes one from a folder of images") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read the list {path}: {error}") from None
     records = [_parse_line(line, f"{path}:{number}") for number, line in enumerate(lines, 1) if line.strip()]
@@ -69,34 +71,55 @@ def write_list(records: list[Record], path: str | Path) -> None:
     write_text(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
 
 
-def lists_from_tree(root: Path, classes: list[str] | None = None) -> tuple[list[Record], list[Record]]:
+def record(filename: str, label: int, clsname: str, maskname: str | None = None) -> Record:
+    """A list's line; `label` 0 good, 1 defective; only a defective image keeps its mask."""
+    line: Record = {"filename": filename, "label": label, "label_name": "defective" if label else "good"}
+    return line | ({"maskname": maskname} if maskname and label else {}) | {"clsname": clsname}
+
+
+def lists_from_tree(root: Path, classes: list[str] | None = None, good: Collection[str] = (GOOD,)) -> tuple[list, list]:
     """Train and test records of a folder in MVTec layout, sorted; `classes` None takes every class found.
 
-    Images may have any common extension. The mask of CLASS/test/KIND/NAME.* is CLASS/ground_truth/KIND/NAME_mask.* or
-    NAME.*; a defective image without one gets no maskname. UserError where there is no such class or no training image.
+    `good` are the names of the folder of good images. UserError where there is no such class or no training image.
     """
     root = Path(root)
     if not root.is_dir():
         raise UserError(f"{root} is not a folder")
     if classes is None:
-        classes = [name for name in _subfolders(root) if (root / name / "train").is_dir() or (root / name / "test").is_dir()]
+        classes = [name for name in subfolders(root) if (root / name / "train").is_dir() or (root / name / "test").is_dir()]
         if not classes:
             hint = "; it looks like a single class: give the folder above it" if (root / "train").is_dir() else ""
             raise UserError(f"{root} holds no class in the layout {LAYOUT}{hint}")
     train, test = [], []
     for clsname in classes:
-        folder = root / clsname
-        if not folder.is_dir():
-            raise UserError(f"there is no class folder {folder}")
-        names = _image_names(folder / "train" / GOOD)
-        if not names:
-            raise UserError(f"there is no image in {folder / 'train' / GOOD}; training needs normal images of each class")
-        train += [_record(clsname, "train", GOOD, name) for name in names]
-        for kind in _subfolders(folder / "test"):
-            masks = {} if kind == GOOD else _mask_names(folder / "ground_truth" / kind)
-            for name in _image_names(folder / "test" / kind):
-                stem = Path(name).stem
-                test.append(_record(clsname, "test", kind, name, masks.get(f"{stem}_mask") or masks.get(stem)))
+        if not (root / clsname).is_dir():
+            raise UserError(f"there is no class folder {root / clsname}")
+        of_class = records_of_class(root, clsname, clsname, good)
+        train += of_class[0]
+        test += of_class[1]
+    return train, test
+
+
+def records_of_class(root: Path, folder: str, clsname: str, good: Collection[str] = (GOOD,)) -> tuple[list, list]:
+    """Train and test records of one class, whose train, test and ground_truth lie in `folder` below root.
+
+    Images may have any common extension. The mask of test/KIND/NAME.* is ground_truth/KIND/NAME_mask.* or NAME.*; a defective
+    image without one gets no maskname. UserError where there is no training image.
+    """
+    train, test = [], []
+    for split, records in (("train", train), ("test", test)):
+        for kind in subfolders(root / folder / split):
+            label = 0 if kind.casefold() in good else 1
+            if label and split == "train":
+                continue  # a model learns from good images only
+            masks = masks_by_stem(root / folder / "ground_truth" / kind) if label else {}
+            for name in image_names(root / folder / split / kind):
+                maskname = find_mask(masks, name)
+                maskname = maskname and join(folder, "ground_truth", kind, maskname)
+                records.append(record(join(folder, split, kind, name), label, clsname, maskname))
+    if not train:
+        where = root / folder / "train" / " or ".join(good)
+        raise UserError(f"there is no image in {where}; training needs normal images of each class")
     return train, test
 
 
@@ -108,10 +131,11 @@ def lists_from_counts(counts: dict) -> tuple[list[Record], list[Record]]:
     train, test = [], []
     try:
         for clsname, splits in sorted(counts.items()):
-            train += [_record(clsname, "train", GOOD, f"{i:03d}.png") for i in range(splits["train"][GOOD])]
+            train += [record(f"{clsname}/train/{GOOD}/{i:03d}.png", 0, clsname) for i in range(splits["train"][GOOD])]
             for kind, count in sorted(splits["test"].items()):
-                masks = [None if kind == GOOD else f"{i:03d}_mask.png" for i in range(count)]
-                test += [_record(clsname, "test", kind, f"{i:03d}.png", mask) for i, mask in enumerate(masks)]
+                for i in range(count):
+                    maskname = f"{clsname}/ground_truth/{kind}/{i:03d}_mask.png"
+                    test.append(record(f"{clsname}/test/{kind}/{i:03d}.png", int(kind != GOOD), clsname, maskname))
     except (AttributeError, KeyError, TypeError) as error:
         raise UserError(f'a count table is {{class: {{"train": {{"good": n}}, "test": {{kind: n}}}}}} ({error!r})') from None
     if not train:
@@ -119,28 +143,44 @@ def lists_from_counts(counts: dict) -> tuple[list[Record], list[Record]]:
     return train, test
 
 
-def _record(clsname: str, split: str, kind: str, name: str, maskname: str | None = None) -> Record:
-    record = {
-        "filename": f"{clsname}/{split}/{kind}/{name}",
-        "label": 0 if kind == GOOD else 1,
-        "label_name": "good" if kind == GOOD else "defective",
-    }
-    if maskname:
-        record["maskname"] = f"{clsname}/ground_truth/{kind}/{maskname}"
-    return {**record, "clsname": clsname}
+def join(*parts: str) -> str:
+    """A name in a list, with / on every system; empty parts are left out."""
+    return "/".join(part for part in parts if part)
 
 
-def _subfolders(folder: Path) -> list[str]:
-    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir()) if folder.is_dir() else []
+def subfolders(folder: Path) -> list[str]:
+    """Sorted names of the folders in a folder, hidden ones left out; none where there is no such folder."""
+    entries = folder.iterdir() if folder.is_dir() else ()
+    return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
 
 
-def _image_names(folder: Path) -> list[str]:
+def image_names(folder: Path) -> list[str]:
     """Sorted names of the images in a folder; hidden files, such as macOS's ._000.png, are no images."""
-    if not folder.is_dir():
-        return []
-    entries = [entry for entry in folder.iterdir() if entry.suffix.lower() in IMAGE_EXTENSIONS]
-    return sorted(entry.name for entry in entries if entry.is_file() and not entry.name.startswith("."))
+    entries = folder.iterdir() if folder.is_dir() else ()
+    return sorted(entry.name for entry in entries if _named_like_image(entry.name) and entry.is_file())
 
 
-def _mask_names(folder: Path) -> dict[str, str]:
-    return {Path(name).stem: name for name in _image_names(folder)}
+def walk_images(folder: Path) -> Iterator[str]:
+    """Names, relative to the folder, of the images in it and in its subfolders and links to folders, hidden ones left out."""
+    seen = {os.path.realpath(folder)}
+    for path, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = [
+            name for name in folders if not name.startswith(".") and os.path.realpath(os.path.join(path, name)) not in seen
+        ]
+        seen.update(os.path.realpath(os.path.join(path, name)) for name in folders)  # a link may lead back up
+        yield from ((Path(path) / name).relative_to(folder).as_posix() for name in files if _named_like_image(name))
+
+
+def masks_by_stem(folder: Path) -> dict[str, str]:
+    """The masks in a folder by their name without ending."""
+    return {Path(name).stem: name for name in image_names(folder)}
+
+
+def find_mask(masks: dict[str, str], name: str) -> str | None:
+    """Of `masks_by_stem` that of an image: NAME_mask.* comes before NAME.*."""
+    stem = Path(name).stem
+    return masks.get(f"{stem}_mask") or masks.get(stem)
+
+
+def _named_like_image(name: str) -> bool:
+    return Path(name).suffix.lower() in IMAGE_EXTENSIONS and not name.startswith(".")

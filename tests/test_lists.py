@@ -1,15 +1,12 @@
 """Lists of images: reading, writing, and making them from a folder tree or a count table."""
 
 import json
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from datasets.lists import lists_from_counts, lists_from_tree, read_list, write_list
-from tools.make_lists import main
+from datasets.lists import lists_from_counts, lists_from_tree, read_list, records_of_class, walk_images, write_list
 from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -23,20 +20,7 @@ def touch(root: Path, *names: str) -> None:
         path.touch()
 
 
-def make_lists(monkeypatch, *arguments: object) -> None:
-    monkeypatch.setattr(sys, "argv", ["make_lists.py", *map(str, arguments)])
-    main()
-
-
 # --- the lists of MVTec-AD ---
-
-
-def test_the_mvtec_lists_follow_from_the_count_table(tmp_path, monkeypatch):
-    make_lists(monkeypatch, "--counts", MVTEC / "counts.json", "--out", tmp_path, "--per-class-dir", "json_vis_decoder")
-    written = {path.relative_to(tmp_path): path.read_bytes() for path in tmp_path.rglob("*.json")}
-    committed = {path.relative_to(MVTEC): path.read_bytes() for path in MVTEC.rglob("*.json") if path.name != "counts.json"}
-    assert written == committed
-    assert len(written) == 2 + 15
 
 
 def test_the_mvtec_lists_have_the_published_sizes():
@@ -147,6 +131,34 @@ def test_a_tree_of_another_layout_is_an_error(tmp_path, names, root, message):
         lists_from_tree(tmp_path / root)
 
 
+def test_the_folder_of_good_images_may_have_another_name(tmp_path):
+    touch(tmp_path, "01/train/OK/0.bmp", "01/test/ok/0.bmp", "01/test/ko/1.bmp", "01/ground_truth/ko/1.png")
+    train, test = lists_from_tree(tmp_path, good=("ok",))
+    assert [record["filename"] for record in train] == ["01/train/OK/0.bmp"]
+    assert [(record["filename"], record["label"], record.get("maskname")) for record in test] == [
+        ("01/test/ko/1.bmp", 1, "01/ground_truth/ko/1.png"),
+        ("01/test/ok/0.bmp", 0, None),
+    ]
+
+
+@pytest.mark.parametrize("folder", ["", "sets/nut"])
+def test_a_class_may_lie_in_the_root_itself_or_deep_below_it(tmp_path, folder):
+    touch(tmp_path / folder, "train/good/0.png", "test/bent/0.png", "ground_truth/bent/0_mask.png")
+    train, test = records_of_class(tmp_path, folder, "nut")
+    prefix = folder and f"{folder}/"
+    assert [record["filename"] for record in train] == [f"{prefix}train/good/0.png"]
+    assert [record["maskname"] for record in test] == [f"{prefix}ground_truth/bent/0_mask.png"]
+    assert {record["clsname"] for record in train + test} == {"nut"}
+
+
+def test_images_are_found_at_any_depth_and_behind_links_but_not_in_hidden_folders(tmp_path):
+    touch(tmp_path / "root", "0.png", "a/b/1.JPG", "a/notes.txt", ".cache/2.png", "a/.3.png")
+    touch(tmp_path, "elsewhere/4.png")
+    (tmp_path / "root" / "link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "root" / "a" / "up").symlink_to(tmp_path / "root")  # leads back: must not go on for ever
+    assert sorted(walk_images(tmp_path / "root")) == ["0.png", "a/b/1.JPG", "link/4.png"]
+
+
 def test_an_unknown_class_is_an_error(tmp_path):
     touch(tmp_path, "nut/train/good/0.png")
     with pytest.raises(UserError, match="bolt"):
@@ -237,36 +249,3 @@ def test_a_missing_empty_or_foreign_list_is_named(tmp_path):
         with pytest.raises(UserError, match=message) as caught:
             read_list(tmp_path / name)
         assert str(tmp_path / name) in str(caught.value)
-
-
-# --- the tool ---
-
-
-def test_the_tool_prints_what_it_found(tmp_path, monkeypatch, capsys):
-    touch(tmp_path, "nut/train/good/0.png", "nut/train/good/1.png", "nut/test/good/0.png", "nut/test/bent/0.png")
-    touch(tmp_path, "nut/test/bent/1.png", "nut/ground_truth/bent/1_mask.png", "bolt/train/good/0.png")
-    make_lists(monkeypatch, "--root", tmp_path, "--out", tmp_path / "lists")
-    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert ["nut", "2", "1", "2", "1"] in lines
-    assert ["bolt", "1", "0", "0", "0"] in lines
-    assert ["total", "3", "1", "2", "1"] in lines
-    assert sorted(path.name for path in (tmp_path / "lists").iterdir()) == ["test.json", "train.json"]
-    assert len(read_list(tmp_path / "lists" / "test.json")) == 3
-
-
-def test_the_tool_runs_from_any_folder_and_reports_an_error_in_one_line(tmp_path):
-    tool = [sys.executable, str(ROOT / "tools" / "make_lists.py")]
-    result = subprocess.run([*tool, "--root", ".", "--out", "lists"], cwd=tmp_path, capture_output=True, text=True)
-    assert result.returncode == 2
-    assert result.stdout == ""
-    assert len(result.stderr.strip().splitlines()) == 1
-    assert "holds no class" in result.stderr
-    assert not (tmp_path / "lists").exists()
-
-
-@pytest.mark.parametrize("content", [None, "{", "[]"])
-def test_an_unusable_count_table_is_an_error(tmp_path, monkeypatch, content):
-    if content is not None:
-        (tmp_path / "counts.json").write_text(content)
-    with pytest.raises(UserError, match="count table"):
-        make_lists(monkeypatch, "--counts", tmp_path / "counts.json", "--out", tmp_path)
