@@ -1,1 +1,8 @@
-"""Measurements of speed and memory, a module each; tools/benchmark.py runs them."""
+"""Measurements of speed and memory beside plain references; tools/benchmark.py runs them.
+
+plain       the reference network
+speed       training, feature extraction and inference
+metrics     the evaluation metrics
+process     the processes that both measure in
+report      the table
+"""

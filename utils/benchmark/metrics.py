@@ -1,106 +1,104 @@
-"""Speed and memory of the seven metrics on a test set of MVTec-AD's size, beside scikit-learn and a loop over thresholds."""
+"""Speed and memory of the seven metrics on a test set of random maps, beside scikit-learn and a loop over thresholds."""
 
+import cProfile
 import json
-import multiprocessing
-import sys
+import pstats
+import re
 import time
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import cv2
 import numpy as np
 from scipy import ndimage
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
+from utils.benchmark.process import in_fresh_process, peak_megabytes
+from utils.memory import keep_freed_memory
 from utils.metrics import AUPRO_LIMIT, evaluate_maps, image_scores
 
-COUNTS = Path(__file__).resolve().parents[2] / "data/MVTec-AD/counts.json"
 SIDE = 224  # of a map, in pixels
-TOLERANCE = 1e-9
 IMAGE = {"name": "max", "kwargs": {"avgpool_size": (16, 16)}}
 PIXEL = {"name": "pixel"}
 SEVEN_METRICS = {"auc": [IMAGE, PIXEL], "ap": [IMAGE, PIXEL], "f1max": [IMAGE, PIXEL], "aupro": [PIXEL]}
 THRESHOLDS = 200  # of the loop that the per-region overlap is usually approximated by
 
-
-@dataclass(frozen=True)
-class Measurement:
-    """Seconds, and bytes at the peak; the reference's share is that of the pixels it was timed on."""
-
-    maps: int
-    classes: int
-    seconds: float
-    peak: int
-    reference_classes: int
-    reference_share: float
-    sklearn_seconds: float
-    loop_seconds: float
-    difference: float  # largest, of any metric of any class that the reference was run on
+Counts = Mapping[str, Mapping[str, Mapping[str, int]]]  # images by class, split ("test" is read) and kind
 
 
-def benchmark_metrics(reference_classes: int | None = None) -> str:
-    """Measure in a fresh process and return the table; with `reference_classes` the slow side does so many and is scaled up."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return format_measurement(pool.submit(measure, reference_classes).result())
+def mvtec_counts() -> Counts:
+    """Of MVTec-AD: 1,725 test images of 15 classes."""
+    return json.loads((Path(__file__).resolve().parents[2] / "data/MVTec-AD/counts.json").read_text(encoding="utf-8"))
 
 
-def format_measurement(measured: Measurement) -> str:
-    """The table: a row a way of computing, their ratio, and whether their numbers are equal."""
-    sklearn, loop = (seconds / measured.reference_share for seconds in (measured.sklearn_seconds, measured.loop_seconds))
-    scaled = f", scaled up from {measured.reference_classes} classes" if measured.reference_share < 1 else ""
-    verdict = "within" if measured.difference <= TOLERANCE else "ABOVE"
-    rows = [
-        ("all seven metrics, exact", f"{measured.seconds:.2f} s", f"peak memory {measured.peak / 1e9:.2f} GB, maps included"),
-        ("scikit-learn: AUROC, AP, PR curve", f"{sklearn:.1f} s", f"pixels and images{scaled}"),
-        (f"loop of {THRESHOLDS} thresholds: PRO", f"{loop:.1f} s", f"approximate{scaled}"),
-        ("ratio", f"{(sklearn + loop) / measured.seconds:.0f}x", "scikit-learn and loop to ours"),
-        ("largest difference", f"{measured.difference:.0e}", f"{verdict} {TOLERANCE:.0e} (AUPRO: to a weighted ROC)"),
-    ]
-    title = f"{measured.maps} maps of {SIDE}x{SIDE}, {measured.maps * SIDE**2 / 1e6:.1f} M pixels, {measured.classes} classes"
-    return "\n".join([title, *(f"  {name:<34}{value:>9}  {note}" for name, value, note in rows)])
+def measure_metrics(counts: Counts) -> dict[str, Any]:
+    """Time both sides on as many maps of 224x224 as `counts` says, each in a process of its own; ready for JSON.
+
+    Returns maps, classes, pixels, seconds, reference_seconds (their parts: sklearn_seconds, loop_seconds), ratio, peak_mb,
+    reference_peak_mb (maps and masks included), difference (the largest, of any metric of any class) and spent_on (functions
+    by their share of the time, the largest first).
+    """
+    results, ours = in_fresh_process(run_ours, counts)
+    expected, reference_seconds, reference_peak = in_fresh_process(run_reference, counts)
+    return {
+        **ours,
+        "reference_seconds": sum(reference_seconds),
+        "sklearn_seconds": reference_seconds[0],
+        "loop_seconds": reference_seconds[1],
+        "ratio": sum(reference_seconds) / ours["seconds"],
+        "reference_peak_mb": reference_peak,
+        "difference": float(max(abs(results[key] - value) for key, value in expected.items())),
+    }
 
 
-def measure(reference_classes: int | None) -> Measurement:
-    """Time this project's metrics, then the reference's, on the same maps in this process."""
-    maps, masks, labels, clsnames = make_test_set(json.loads(COUNTS.read_text()))
+def run_ours(counts: Counts) -> tuple[dict[str, float], dict[str, Any]]:
+    """Every number of evaluate_maps, and what was measured."""
+    keep_freed_memory()  # as tools do
+    maps, masks, labels, clsnames = make_test_set(counts)
     times = []
     for _ in range(3):
         start = time.perf_counter()
         results = evaluate_maps(maps, masks, labels, clsnames, SEVEN_METRICS)
         times.append(time.perf_counter() - start)
-    peak = peak_memory()
+    measured = {
+        "maps": len(maps),
+        "classes": len(set(clsnames.tolist())),
+        "pixels": maps.size,
+        "seconds": median(times),
+        "peak_mb": peak_megabytes(),
+        "spent_on": function_shares(lambda: evaluate_maps(maps, masks, labels, clsnames, SEVEN_METRICS)),
+    }
+    return results, measured
 
-    classes = sorted(set(clsnames.tolist()))
-    timed = classes[:reference_classes]
-    seconds, differences = np.zeros(2), []
-    for clsname in timed:
+
+def run_reference(counts: Counts) -> tuple[dict[str, float], tuple[float, float], float]:
+    """The same numbers of each class, the seconds of scikit-learn and of the PRO loop, and the peak of memory in 10⁶ bytes."""
+    maps, masks, labels, clsnames = make_test_set(counts)
+    expected, seconds = {}, np.zeros(2)
+    for clsname in sorted(set(clsnames.tolist())):
         chosen = clsnames == clsname
-        expected, class_seconds = reference(maps[chosen], masks[chosen], labels[chosen])
+        values, class_seconds = reference(maps[chosen], masks[chosen], labels[chosen])
+        expected |= {f"{clsname}_{key}": value for key, value in values.items()}
         seconds += class_seconds
-        differences += [abs(results[f"{clsname}_{key}"] - value) for key, value in expected.items()]
-    return Measurement(
-        maps=len(maps),
-        classes=len(classes),
-        seconds=median(times),
-        peak=peak,
-        reference_classes=len(timed),
-        reference_share=float(np.isin(clsnames, timed).mean()),
-        sklearn_seconds=float(seconds[0]),
-        loop_seconds=float(seconds[1]),
-        difference=float(max(differences)),
-    )
+    return expected, tuple(seconds.tolist()), peak_megabytes()
 
 
-def peak_memory() -> int:
-    """Bytes that this process has had in memory at most."""
-    import resource  # Unix only, and needed only here
+def function_shares(run: Callable[[], object], most: int = 10) -> dict[str, float]:
+    """The functions that a run spends most time in, by their share of it."""
+    profiler = cProfile.Profile()
+    profiler.runcall(run)
+    seconds: dict[str, float] = {}
+    for (file, line, name), (_, _, own_seconds, _, _) in pstats.Stats(profiler).stats.items():
+        if name.startswith("<"):  # of C, such as <method 'sort' of 'numpy.ndarray' objects>; or a part of a function
+            name = re.sub(r"<(?:(?:built-in )?method )?'?([\w.]+).*", r"\1", name) if file == "~" else f"{Path(file).name}:{line}"
+        seconds[name] = seconds.get(name, 0) + own_seconds
+    total = sum(seconds.values())
+    return {name: seconds[name] / total for name in sorted(seconds, key=seconds.get, reverse=True)[:most]}
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
-
-def make_test_set(counts: dict[str, dict[str, dict[str, int]]]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def make_test_set(counts: Counts) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Maps NxHxW float32, masks NxHxW uint8, labels N, class names N, as many as `counts` says of each class's test images.
 
     Like the model's, a map is a 14x14 grid enlarged to the image: noise, and more where the mask has ellipses.

@@ -1,227 +1,268 @@
 """Speed of training and inference beside the plain reference, and beside what the machine's matrix products allow."""
 
-import multiprocessing
+import os
 import time
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from statistics import median
+from typing import Any
 
 import torch
-import torch.nn.functional as F
+from easydict import EasyDict
 from torch import Tensor, nn
+from torch.autograd import DeviceType
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
+from tqdm import tqdm
 
-from models.backbones import BACKBONES
-from models.necks import MFCN
+from models import build_network
+from models.backbones.specs import SPECS
 from models.network import Network
-from models.reconstructions import UniAD
 from utils.benchmark.plain import PlainNetwork
+from utils.benchmark.process import fresh_process, in_fresh_process, peak_megabytes
+from utils.config import to_plain
+from utils.distributed import choose_device
+from utils.errors import UserError
+from utils.losses import Criterion
 from utils.memory import keep_freed_memory
+from utils.precision import autocast
+from utils.training import build_optimizer, trained_parameters
 
-SIDE = 224
-MATRIX = 2048  # side of the matrices whose product is the machine's limit
-JITTER = {"scale": 20.0, "prob": 1.0}
-NEIGHBORS = {"neighbor_size": [7, 7], "mask": [True, True, True]}
+TASKS = {"train_step": 8, "feature_extraction": 8, "inference": 8, "inference_batch_1": 1}  # each with its images a batch
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+REFERENCE = "reference"  # the plain network, in float32
+SIDES = (REFERENCE, *PRECISIONS)
+MATRIX = 2048  # side of the matrices whose product is the machine's limit
 
 
-@dataclass(frozen=True)
-class SpeedRow:
-    """Seconds an image, medians over interleaved rounds. The plain reference is in float32 always."""
+def without_weights(config: EasyDict) -> dict[str, Any]:
+    """The configuration to measure, as plain dicts: its backbone starts at random, so that nothing needs to be downloaded.
 
-    task: str  # "training step" or "inference"
-    precision: str
-    plain: float
-    ours: float
-    limit: float  # the multiply-adds of the task at the rate of a large matrix product in this precision
-    spent_on: dict[str, float]  # operators by their share of the time, the largest first
-
-    @property
-    def ratio(self) -> float:
-        return self.plain / self.ours
-
-    @property
-    def limit_reached(self) -> float:
-        return self.limit / self.ours
-
-
-@dataclass(frozen=True)
-class Speed:
-    """Rows of the table; multiply-adds an image by task; GFLOP/s by precision; and how far the two models' maps differ."""
-
-    rows: list[SpeedRow]
-    multiply_adds: dict[str, float]
-    gflops: dict[str, float]
-    difference: dict[str, float]  # by precision, largest difference of a map, as a part of the map's range
-    batch: int
-    threads: int
-
-
-def measure_speed(batch: int = 8, rounds: int = 7) -> Speed:
-    """EfficientNet-B4 and UniAD at 224x224 with random weights, with as many threads as torch has been set to.
-
-    Training: the plain reference's whole step from images, ours from cached features. Inference: from images to maps.
-    The plain reference runs in a process of its own, whose memory is managed as by default.
+    Raises UserError for one that has no anomaly map, whose backbone has no plain reference, or trains and thus has no cache.
     """
-    keep_freed_memory()
-    threads = torch.get_num_threads()
+    config = to_plain(config)
+    backbone, _, reconstruction = config["net"]
+    if reconstruction["type"] != "models.reconstructions.UniAD":
+        raise UserError(f"net.{reconstruction['name']}.type must be models.reconstructions.UniAD: that is what is measured")
+    if backbone["type"].rsplit(".")[-1] not in SPECS:
+        raise UserError(f"net.{backbone['name']}.type {backbone['type']} has no plain reference: use one of {', '.join(SPECS)}")
+    if not backbone["frozen"]:
+        raise UserError(f"net.{backbone['name']} must be frozen: a training step is measured from features computed once")
+    backbone["kwargs"]["pretrained"] = False
+    return config
+
+
+def measure_speed(config: dict[str, Any], tasks: Sequence[str] = tuple(TASKS), rounds: int = 7) -> dict[str, Any]:
+    """Measure what `without_weights` gives, with random images, on the first GPU or else the CPU.
+
+    Training: the plain reference's whole step from images, ours from cached features. Returns, ready for JSON,
+    {task: {precision: {images_per_s, reference_images_per_s, ratio, of_limit, peak_mb, reference_peak_mb, spent_on}}}, and
+    beside the tasks {machine: {device, threads, torch, gflops}, map_difference, multiply_adds}, explained at `describe`.
+    of_limit: the part reached of the speed that the task's multiply-adds would have as one large matrix product in the
+    precision; spent_on: operators by their share of the time, the largest first.
+    """
+    report = in_fresh_process(describe, config)
+    for task in tqdm(tasks, desc="benchmark", leave=False, disable=None):
+        sides, batch = measure_task(config, task, rounds), TASKS[task]
+        reference = sides.pop(REFERENCE)
+        report[task] = {}
+        for precision, side in sides.items():
+            limit = report["machine"]["gflops"][precision] * 1e9 / (2 * report["multiply_adds"][task])  # images a second
+            report[task][precision] = {
+                "images_per_s": batch / side["seconds"],
+                "reference_images_per_s": batch / reference["seconds"],
+                "ratio": reference["seconds"] / side["seconds"],
+                "of_limit": batch / side["seconds"] / limit,
+                "peak_mb": side["peak_mb"],
+                "reference_peak_mb": reference["peak_mb"],
+                "spent_on": side["spent_on"],
+            }
+    return report
+
+
+def describe(config: dict[str, Any]) -> dict[str, Any]:
+    """What is no timing of a task.
+
+    machine: the rate of a large matrix product (gflops, 10⁹ multiplications and additions a second) by precision, among others;
+    map_difference: by precision, the largest difference to the plain reference's anomaly map, as a part of that map's range;
+    multiply_adds: by task, those in the matrix products and convolutions that an image needs.
+    """
+    device = choose_device(0)
+    machine = {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "gflops": {name: matrix_product_gflops(dtype, device) for name, dtype in PRECISIONS.items()},
+    }
+    return {
+        "machine": machine,
+        "map_difference": {name: map_difference(config, dtype) for name, dtype in PRECISIONS.items()},
+        "multiply_adds": {task: count_multiply_adds(build_run(config, task, "float32")) / batch for task, batch in TASKS.items()},
+    }
+
+
+# ---- timing
+
+
+def measure_task(config: dict[str, Any], task: str, rounds: int) -> dict[str, dict[str, Any]]:
+    """By side: seconds a batch (the median of `rounds`), peak_mb and spent_on.
+
+    Each side runs in a process of its own. They take turns, so a change of the machine's pace meets all.
+    """
+    with ExitStack() as stack:
+        processes = {side: stack.enter_context(fresh_process(start_side, config, task, side)) for side in SIDES}
+        times = [{side: process.submit(side_seconds).result() for side, process in processes.items()} for _ in range(rounds + 1)]
+        return {
+            side: {"seconds": median(round_[side] for round_ in times[1:]), **process.submit(side_summary).result()}
+            for side, process in processes.items()  # the first round warmed them up
+        }
+
+
+_RUNS: list[Callable[[], object]] = []  # the one run of a side's process
+
+
+def start_side(config: dict[str, Any], task: str, side: str) -> None:
+    if side != REFERENCE:
+        keep_freed_memory()  # as tools do; the plain reference's memory is managed as by default
+    _RUNS.append(build_run(config, task, side))
+
+
+def side_seconds() -> float:
+    return seconds_of(_RUNS[0], choose_device(0))
+
+
+def side_summary() -> dict[str, Any]:
+    device = choose_device(0)
+    peak = torch.cuda.max_memory_allocated(device) / 1e6 if device.type == "cuda" else peak_megabytes()
+    return {"peak_mb": peak, "spent_on": operator_shares(_RUNS[0], device)}
+
+
+def seconds_of(run: Callable[[], object], device: torch.device) -> float:
+    """From an idle device to an idle device."""
+    synchronize(device)
+    start = time.perf_counter()
+    run()
+    synchronize(device)
+    return time.perf_counter() - start
+
+
+def synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+# ---- what is timed
+
+
+def build_run(config: dict[str, Any], task: str, side: str) -> Callable[[], object]:
+    """A function that does the task once, with one batch of random images, as `side` does it."""
     torch.manual_seed(0)
-    ours, plain = build_networks()
-    images = torch.randn(batch, 3, SIDE, SIDE)
-    features = infer(ours, images, torch.float32)["feature_align"]
-    difference = {name: map_difference(ours, plain, images, dtype) for name, dtype in PRECISIONS.items()}
-    gflops = {name: matrix_product_gflops(dtype) for name, dtype in PRECISIONS.items()}
-    tasks: dict[str, dict[str, Callable[[], object]]] = {
-        "training step": {
-            name: training_step(ours.reconstruction, lambda: ours.reconstruction({"feature_align": features}), dtype)
-            for name, dtype in PRECISIONS.items()
-        },
-        "inference": {name: lambda dtype=dtype: infer(ours, images, dtype) for name, dtype in PRECISIONS.items()},
-    }
+    device, batch = choose_device(0), TASKS[task]
+    dtype = PRECISIONS.get(side, torch.float32)
+    ours, plain = build_networks(config["net"])
+    network = (plain if side == REFERENCE else ours).to(device)
+    inputs = {"image": torch.randn(batch, 3, *config["dataset"]["input_size"], device=device)}
+    if task == "train_step":
+        if side != REFERENCE:
+            kwargs = config["net"][-1]["kwargs"]
+            inputs = {"feature_align": torch.randn(batch, *kwargs["inplanes"], *kwargs["feature_size"], device=device)}
+        return training_step(config, network, inputs, dtype, is_plain=side == REFERENCE)
+    network.requires_grad_(False).eval()
+    forward = network if task.startswith("inference") else extraction(network)
 
-    rows, multiply_adds = [], {}
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=spawn, initializer=start_plain, initargs=(batch, threads)) as plain_process:
-        for task, runs in tasks.items():
-            multiply_adds[task] = count_multiply_adds(ours, images, features, task) / batch
-            for precision, run in runs.items():
-                timers = {
-                    "plain": lambda task=task: plain_process.submit(plain_seconds, task).result(),
-                    "ours": lambda run=run: seconds_of(run),
-                }
-                seconds = interleaved_medians(timers, rounds)
-                limit = 2 * multiply_adds[task] / (gflops[precision] * 1e9)
-                times = (seconds["plain"] / batch, seconds["ours"] / batch)
-                rows.append(SpeedRow(task, precision, *times, limit, operator_shares(run)))
-    return Speed(rows, multiply_adds, gflops, difference, batch, threads)
+    @torch.no_grad()
+    def run() -> object:
+        with autocast(device, dtype):
+            return forward(inputs)
+
+    return run
 
 
-def format_speed(speed: Speed) -> str:
-    """The table, and below it what each row's time goes to."""
-    rates = ", ".join(f"{name} {rate:.0f} GFLOP/s" for name, rate in speed.gflops.items())
-    differences = ", ".join(f"{name} {value:.0e}" for name, value in speed.difference.items())
-    lines = [
-        f"UniAD on EfficientNet-B4, {SIDE}x{SIDE}, batch {speed.batch}, {speed.threads} threads; milliseconds an image",
-        f"matrix product: {rates}; maps differ from the plain reference's by (of their range): {differences}",
-        "task           precision    plain     ours  ratio    limit  reached",
-    ]
-    for row in speed.rows:
-        milliseconds = [1e3 * seconds for seconds in (row.plain, row.ours, row.limit)]
-        lines.append(
-            f"{row.task:<15}{row.precision:<10}{milliseconds[0]:>8.1f}{milliseconds[1]:>9.1f}{row.ratio:>6.2f}x"
-            f"{milliseconds[2]:>9.1f}{row.limit_reached:>8.0%}"
-        )
-    for row in speed.rows:
-        shares = ", ".join(f"{name} {share:.0%}" for name, share in row.spent_on.items())
-        lines.append(f"{row.task}, {row.precision}: {shares}")
-    return "\n".join(lines)
-
-
-def build_networks() -> tuple[Network, PlainNetwork]:
-    """The model of the MVTec-AD configuration and the plain reference, with the same random weights; the backbone is frozen."""
-    subnets = {
-        "backbone": BACKBONES["efficientnet_b4"](pretrained=False, outlayers=[1, 2, 3, 4]),
-        "neck": MFCN([24, 32, 56, 160], [272], [2, 4, 8, 16], [16]),
-        "reconstruction": UniAD([272], [16], (14, 14), JITTER, NEIGHBORS, initializer={"method": "xavier_uniform"}),
-    }
-    ours, plain = Network(subnets, frozen=["backbone"]), PlainNetwork()
-    plain.load_state_dict(ours.state_dict())
+def build_networks(net: Sequence[dict]) -> tuple[Network, PlainNetwork]:
+    """The network of a configuration and its plain reference, with the same weights."""
+    ours, plain = build_network(net), PlainNetwork(net)
+    backbone, _, reconstruction = ours.children()
+    plain.backbone.load_state_dict(backbone.state_dict())
+    plain.reconstruction.load_state_dict(reconstruction.state_dict())
     return ours, plain
 
 
+def extraction(network: Network | PlainNetwork) -> Callable[[dict[str, Tensor]], object]:
+    """From {"image"} to aligned features."""
+    if isinstance(network, PlainNetwork):
+        return lambda inputs: network.extract(inputs["image"])
+    backbone, neck, _ = network.children()
+    return lambda inputs: neck(backbone(inputs))
+
+
 def training_step(
-    network: nn.Module, forward: Callable[[], dict[str, Tensor]], dtype: torch.dtype, fused: bool = True
+    config: dict[str, Any], network: nn.Module, inputs: dict[str, Tensor], dtype: torch.dtype, is_plain: bool
 ) -> Callable[[], None]:
-    """One step as in training: the forward in autocast's `dtype`, loss, backward, clipping at 0.1 and AdamW."""
-    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=1e-4, weight_decay=1e-4, fused=fused)
+    """One step as in training: forward in autocast's `dtype`, loss, backward, clipping, optimiser; the plain one's by default."""
+    network.train()
+    parameters, trainer = trained_parameters(network), config["trainer"]
+    if is_plain:
+        optimizer = getattr(torch.optim, trainer["optimizer"]["type"])(parameters, **trainer["optimizer"]["kwargs"])
+    else:
+        optimizer = build_optimizer(network, trainer["optimizer"])
+    criterion, device = Criterion(config["criterion"]), parameters[0].device
 
     def step() -> None:
-        network.train()
-        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-            outputs = forward()
-        loss = F.mse_loss(outputs["feature_rec"], outputs["feature_align"])
+        with autocast(device, dtype):
+            outputs = network(inputs)
+        loss = criterion(outputs)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(parameters, 0.1)
+        if trainer["clip_max_norm"]:
+            nn.utils.clip_grad_norm_(parameters, trainer["clip_max_norm"])
         optimizer.step()
 
     return step
 
 
-PLAIN_RUNS: dict[str, Callable[[], object]] = {}  # by task, in the plain reference's process
+# ---- what it is held against
 
 
-def start_plain(batch: int, threads: int) -> None:
-    """Prepare the plain reference's process."""
-    torch.set_num_threads(threads)
-    network, images = PlainNetwork(), torch.randn(batch, 3, SIDE, SIDE)
-    PLAIN_RUNS["training step"] = training_step(network, lambda: network(images), torch.float32, fused=False)
-    PLAIN_RUNS["inference"] = lambda: infer_plain(network, images)
-
-
-def plain_seconds(task: str) -> float:
-    return seconds_of(PLAIN_RUNS[task])
-
-
-def seconds_of(run: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
-
-
-@torch.no_grad()
-def infer(network: Network, images: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
-    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
-        return network.eval()({"image": images})
-
-
-@torch.no_grad()
-def infer_plain(network: PlainNetwork, images: Tensor) -> dict[str, Tensor]:
-    return network.eval()(images)
-
-
-def map_difference(ours: Network, plain: PlainNetwork, images: Tensor, dtype: torch.dtype) -> float:
-    """The largest difference between the two models' anomaly maps, as a part of the maps' range."""
-    expected, given = infer_plain(plain, images)["pred"], infer(ours, images, dtype)["pred"]
-    return ((given - expected).abs().max() / (expected.max() - expected.min())).item()
-
-
-def matrix_product_gflops(dtype: torch.dtype, repeats: int = 5) -> float:
-    """GFLOP/s (10⁹ multiplications and additions a second) of a product of two large square matrices."""
-    left, right = torch.randn(2, MATRIX, MATRIX).to(dtype)
+def matrix_product_gflops(dtype: torch.dtype, device: torch.device, repeats: int = 5) -> float:
+    """The rate of a product of two large square matrices."""
+    left, right = torch.randn(2, MATRIX, MATRIX, device=device).to(dtype)
     out = torch.empty_like(left)
-    seconds = median(seconds_of(lambda: torch.mm(left, right, out=out)) for _ in range(repeats))
-    return 2 * MATRIX**3 / seconds / 1e9
+    times = [seconds_of(lambda: torch.mm(left, right, out=out), device) for _ in range(repeats + 1)]
+    return 2 * MATRIX**3 / median(times[1:]) / 1e9
 
 
-@torch.no_grad()
-def count_multiply_adds(network: Network, images: Tensor, features: Tensor, task: str) -> float:
-    """Multiply-adds in the matrix products and convolutions of one batch."""
-    with FlopCounterMode(display=False) as counter:
-        if task == "training step":
-            with torch.enable_grad():
-                network.train().reconstruction({"feature_align": features})["feature_rec"].sum().backward()
-            network.zero_grad(set_to_none=True)
-        else:
-            network.train()({"image": images})  # training's forward: its attention is made of products that are counted
+def count_multiply_adds(run: Callable[[], object]) -> float:
+    """Multiply-adds in the matrix products and convolutions of a run."""
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:  # attention as products that are counted
+        run()
     return counter.get_total_flops() / 2
 
 
-def interleaved_medians(timers: dict[str, Callable[[], float]], rounds: int) -> dict[str, float]:
-    """The median of what each timer says, after a warm-up; they take turns, so a change of the machine's pace meets all."""
-    for timer in timers.values():
-        timer()
-    times = [{name: timer() for name, timer in timers.items()} for _ in range(rounds)]
-    return {name: median(round_[name] for round_ in times) for name in timers}
+@torch.no_grad()
+def map_difference(config: dict[str, Any], dtype: torch.dtype) -> float:
+    """The largest difference between the two networks' anomaly maps of random images, as a part of the plain one's range."""
+    torch.manual_seed(0)
+    ours, plain = (network.eval().to(choose_device(0)) for network in build_networks(config["net"]))
+    inputs = {"image": torch.randn(2, 3, *config["dataset"]["input_size"], device=choose_device(0))}
+    expected = plain(inputs)["pred"]
+    with autocast(expected.device, dtype):
+        given = ours(inputs)["pred"]
+    return ((given - expected).abs().max() / (expected.max() - expected.min())).item()
 
 
-def operator_shares(run: Callable[[], object], most: int = 10) -> dict[str, float]:
-    """The operators that a run spends most time in, by their share of it."""
-    with profile(activities=[ProfilerActivity.CPU]) as profiler:
-        run()
-    events = sorted(profiler.key_averages(), key=lambda event: event.self_cpu_time_total, reverse=True)
-    total = sum(event.self_cpu_time_total for event in events)
-    return {event.key.removeprefix("aten::"): event.self_cpu_time_total / total for event in events[:most]}
+def operator_shares(run: Callable[[], object], device: torch.device, most: int = 10) -> dict[str, float]:
+    """The operators that runs spend most time in on the device, by their share of it."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or the profiler tells the terminal that it starts, and finds no GPU
+    on_gpu = device.type == "cuda"
+    with profile(activities=[ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * on_gpu) as profiler:
+        for _ in range(3):
+            run()
+        synchronize(device)
+    seconds: dict[str, float] = {}
+    for event in profiler.key_averages():
+        if event.device_type == DeviceType.CPU:  # a GPU's own events, its kernels, are counted in the operators that start them
+            spent = event.self_device_time_total if on_gpu else event.self_cpu_time_total
+            seconds[event.key.removeprefix("aten::")] = spent
+    total = sum(seconds.values())
+    return {name: seconds[name] / total for name in sorted(seconds, key=seconds.get, reverse=True)[:most]}
