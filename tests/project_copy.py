@@ -8,7 +8,7 @@ from pathlib import Path
 from tests import tiny
 
 CODE = ("datasets", "models", "tools", "utils")
-SCRIPTS = ("train_torch.sh", "eval_torch.sh", "train.sh", "eval.sh")
+SCRIPTS = ("train_torch.sh", "eval_torch.sh", "train.sh", "eval.sh", "train_sbatch.sh")
 VIS_SCRIPTS = {  # of each tool that visualises: what runs one class here, and what runs every class through Slurm
     "train_vis_decoder": ("train_torch.sh", "train.sh"),
     "vis_recon": ("vis_recon_torch.sh", "vis_recon.sh"),
@@ -30,7 +30,7 @@ def copy_project(root: Path) -> Path:
         shutil.copytree(tiny.ROOT / folder, root / folder, ignore=shutil.ignore_patterns("__pycache__"))
     experiment = root / "experiments" / "tiny"
     tiny.make(experiment)
-    for name in ("launch.sh", "torchrun.py"):
+    for name in ("launch.sh", "torchrun.py", "train.sbatch"):
         shutil.copy(tiny.ROOT / "experiments" / name, root / "experiments")
     for name in SCRIPTS:
         shutil.copy(tiny.ROOT / "experiments" / "demo" / name, experiment)

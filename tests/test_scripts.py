@@ -2,6 +2,8 @@
 
 import os
 import re
+import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -30,10 +32,11 @@ def teller(tmp_path) -> str:
 
 @pytest.fixture
 def slurm(tmp_path):
-    """srun prints how it is called and sinfo says what GPUs a partition has: gives the PATH with these for such a partition."""
+    """The PATH of a cluster whose partition has GPUs like this: srun and sbatch say how they are called, and queue job 7."""
 
     def on_path(gres: str) -> str:
         make_program(tmp_path / "bin" / "srun")
+        make_program(tmp_path / "bin" / "sbatch", TELLER.replace('"$@"', '"$@" >&2; echo 7'))
         make_program(tmp_path / "bin" / "sinfo", f"#!/bin/sh\necho '{gres}'\n")
         return f"{tmp_path / 'bin'}:{os.environ['PATH']}"
 
@@ -96,13 +99,18 @@ def test_wrong_arguments_give_one_line_with_the_usage_and_exit_code_2(experiment
 
 
 @pytest.mark.parametrize("folder", EXPERIMENTS, ids=lambda folder: folder.relative_to(ROOT / "experiments").as_posix())
-def test_every_experiment_has_the_four_scripts_and_each_runs_its_own_configuration(folder, tmp_path, teller, slurm):
+def test_every_experiment_has_the_five_scripts_and_each_runs_its_own_configuration(experiment, folder, tmp_path, teller, slurm):
+    root = experiment.parent.parent
+    copied = root / folder.relative_to(ROOT)
+    copied.mkdir(parents=True, exist_ok=True)
     for script in SCRIPTS:
+        shutil.copy(folder / script, copied)
         where = "cpu" if script in TORCH_SCRIPTS else "partition"
         arguments = ["1", where, "--overwrite", "net.neck.name=my neck"]
-        started = lines(sh(folder / script, *arguments, cwd=tmp_path, PYTHON=teller, PATH=slurm("gpu:8")))
-        tool = started[started.index(str(ROOT / "tools" / "train_val.py")) :]
-        assert tool[1:3] == ["--config", str(folder / "config.yaml")]
+        done = sh(copied / script, *arguments, cwd=tmp_path, PYTHON=teller, PATH=slurm("gpu:8"))
+        started = [*lines(done), *done.stderr.splitlines()]
+        tool = started[started.index(str(root / "tools" / "train_val.py")) :]
+        assert tool[1:3] == ["--config", str(copied / "config.yaml")]
         assert tool[3:] == ["--evaluate"] * script.startswith("eval") + arguments[2:]
 
 
@@ -128,6 +136,13 @@ def test_processes_meet_at_master_port_if_it_is_set_and_at_a_free_port_otherwise
     told = lines(sh("train_torch.sh", "2", "cpu", cwd=experiment, PYTHON=teller, MASTER_PORT="31234"))
     assert "--master_port=31234" in told
     assert "--standalone" not in told
+
+
+def test_a_master_port_that_is_busy_is_one_line_and_exit_code_2(experiment):
+    with socket.create_server(("", 0)) as stranger:
+        refused = sh("train_torch.sh", "2", "cpu", cwd=experiment, MASTER_PORT=str(stranger.getsockname()[1]))
+    assert refused.returncode == 2
+    assert refused.stderr == "error: the processes cannot meet at MASTER_PORT: it is busy here, set it to a free one\n"
 
 
 def test_the_projects_own_environment_is_used_unless_python_names_another(experiment, tmp_path, teller):
@@ -161,10 +176,61 @@ def test_srun_is_asked_for_no_gpus_where_the_partition_has_none(experiment, slur
 
 def test_nodes_cores_and_more_options_come_from_the_environment(experiment, slurm):
     settings = {"NODES": "2", "CPUS_PER_TASK": "5", "SRUN_ARGS": "--time=10 --qos=low", "OMP_NUM_THREADS": ""}
-    asked = lines(sh("train.sh", "3", "big", cwd=experiment, PATH=slurm("gpu:8"), **settings))
-    expected = ("--nodes=2", "--ntasks=3", "--ntasks-per-node=2", "--gres=gpu:2", "--cpus-per-task=5", "--time=10", "--qos=low")
-    for option in (*expected, "threads=5"):
-        assert option in asked
+    asked = lines(sh("train.sh", "4", "big", cwd=experiment, PATH=slurm("gpu:8"), **settings))
+    expected = ("--nodes=2", "--ntasks=4", "--ntasks-per-node=2", "--gres=gpu:2", "--cpus-per-task=5", "--time=10", "--qos=low")
+    assert {*expected, "threads=5"} <= set(asked)
+
+
+def test_where_processes_do_not_divide_evenly_slurm_spreads_them_each_with_its_gpu(experiment, slurm):
+    asked = lines(sh("train.sh", "3", "big", cwd=experiment, PATH=slurm("gpu:8"), NODES="2"))
+    assert {"--nodes=2", "--ntasks=3", "--gpus-per-task=1"} <= set(asked)
+    assert not any(option.startswith(("--gres", "--ntasks-per-node")) for option in asked)
+
+
+def test_a_training_is_queued_with_the_options_of_train_sh(experiment, slurm):
+    settings = {"CPUS_PER_TASK": "5", "SRUN_ARGS": "--time=10"}
+    done = sh("train_sbatch.sh", "4", "big", cwd=experiment, PATH=slurm("gpu:8"), **settings)
+    assert done.stdout.splitlines() == [f"job 7 is queued, log in {experiment}/log/slurm_7.log"]
+    asked = done.stderr.splitlines()
+    assert asked[0] == "program=sbatch"
+    expected = ("--partition=big", "--job-name=tiny", "--ntasks=4", "--ntasks-per-node=4", "--gres=gpu:4", "--cpus-per-task=5")
+    assert {*expected, "--time=10", f"--output={experiment}/log/slurm_%j.log"} <= set(asked)
+    assert asked.index("--time=10") < asked.index(str(experiment.parent / "train.sbatch")) < asked.index(sys.executable)
+
+
+def test_what_srun_prints_is_also_kept_in_the_log_folder(experiment, tmp_path, slurm):
+    path = slurm("gpu:8")
+    make_program(tmp_path / "bin" / "srun", "#!/bin/sh\necho said\necho warned >&2\nexit 3\n")
+    done = sh("eval.sh", "1", "big", cwd=experiment, PATH=path)
+    assert (done.returncode, done.stdout, done.stderr) == (3, "said\n", "warned\n")
+    assert sorted((experiment / "log" / "slurm_eval.log").read_text().split()) == ["said", "warned"]
+
+
+def test_srun_runs_also_where_no_log_can_be_kept(experiment, tmp_path, slurm):
+    folder = tmp_path / "experiments" / "mine"
+    folder.mkdir(parents=True)
+    shutil.copy(experiment / "eval.sh", folder)
+    shutil.copy(experiment.parent / "launch.sh", folder.parent)
+    (folder / "log").touch()  # where a folder should be
+    done = sh("eval.sh", "1", "big", cwd=folder, PATH=slurm("gpu:8"))
+    assert lines(done)[0] == "program=srun"
+    assert done.stderr == ""
+
+
+FIRST_FAILURE = {  # what srun says of the task that failed first: the exit code of the run
+    "n1: task 1: Exited with exit code 2": 2,
+    "n1: tasks 1-2: Killed": 137,
+    "n1: task 1: Aborted (core dumped)": 134,
+    "n1: task 1: Segmentation fault": 139,
+}
+
+
+@pytest.mark.parametrize("first", FIRST_FAILURE)
+def test_the_exit_code_is_that_of_the_task_that_failed_first(experiment, tmp_path, slurm, first):
+    path = slurm("gpu:8")
+    told = f"echo 'srun: error: {first}'; echo 'srun: error: n2: task 0: Terminated'"
+    make_program(tmp_path / "bin" / "srun", f"#!/bin/sh\n{{ {told}; }} >&2\nexit 143\n")
+    assert sh("train.sh", "3", "big", cwd=experiment, PATH=path).returncode == FIRST_FAILURE[first]
 
 
 def test_without_slurm_one_line_names_the_script_that_needs_none(experiment, tmp_path):

@@ -119,6 +119,18 @@ def test_every_class_gets_a_job_and_a_log_of_its_own(project, tmp_path, slurm, t
         assert sorted(started[3:]) == sorted(["--flag", *OVERRIDES, f"--class_name={clsname}"])
 
 
+def test_a_decoder_of_every_class_is_queued_as_a_job_of_its_own(project, tmp_path, slurm):
+    folder = project / "experiments" / "demo" / "train_vis_decoder"
+    settings = slurm()
+    make_program(tmp_path / "bin" / "sbatch", TELLER.replace('"$@"', '"$@" >&2; echo 7'))
+    done = sh(folder / "train_sbatch.sh", "2", "big", *OVERRIDES, cwd=tmp_path, **settings)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [f"{clsname}: job 7 is queued, log in {folder}/log/slurm_7.log" for clsname in CLASSES]
+    for clsname, asked in zip(CLASSES, done.stderr.split("program=sbatch\n")[1:], strict=True):
+        tool = ("--config", f"{folder}/config.yaml", *OVERRIDES, f"--class_name={clsname}")
+        assert {f"--job-name={clsname} train_vis_decoder", "--ntasks=2", "--gres=gpu:2", *tool} <= set(asked.splitlines())
+
+
 def test_the_classes_are_those_of_the_configuration_with_the_replaced_values(project, tmp_path, slurm):
     folder = project / "experiments" / "vis_recon"
     lister = '#!/bin/sh\nfor item in "$@"; do [ "${item%%=*}" != data.feature_dir ] || echo "${item#*=}"; done\n'
