@@ -3,10 +3,12 @@
 python tools/train_val.py --config experiments/demo/config.yaml
 python tools/train_val.py --config experiments/demo/config.yaml -e
 python tools/train_val.py --config experiments/demo/config.yaml trainer.max_epoch=5 dataset.batch_size=16
+python tools/train_val.py --config experiments/demo/config.yaml dataset.separate=True        # one model a class
 """
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -16,6 +18,7 @@ from utils.config import load_config
 from utils.distributed import start_process, stop_process
 from utils.log import start_log
 from utils.runs import evaluate_checkpoint, train
+from utils.separate import run_separately
 
 SECTIONS = ("dataset", "criterion", "trainer", "saver", "evaluator", "net")
 
@@ -33,11 +36,13 @@ def main() -> None:
     args = parse_arguments()
     config = load_config(args.config, args.overrides, needs=SECTIONS)
     process = start_process(config.port)
-    start_log(config.saver.log_dir, process, "eval" if args.evaluate else "train")
-    if args.evaluate:
-        evaluate_checkpoint(config, process)
+    name = "eval" if args.evaluate else "train"
+    action = evaluate_checkpoint if args.evaluate else partial(train, overwrite=args.overwrite)
+    if config.dataset.separate:
+        run_separately(args.config, args.overrides, process, name, action)
     else:
-        train(config, process, overwrite=args.overwrite)
+        start_log(config.saver.log_dir, process, name)
+        action(config, process)
     stop_process()
 
 

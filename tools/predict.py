@@ -1,0 +1,75 @@
+"""Score images with a trained network: files, folders, patterns, a video or a camera.
+
+python tools/predict.py --checkpoint experiments/demo/checkpoints/ckpt.pth.tar photos/ --out predicted
+python tools/predict.py --checkpoint model.onnx "photos/**/*.png" film.avi --out predicted --threshold 3.2
+python tools/predict.py --checkpoint ckpt.pth.tar 0 --out camera --frames 100
+
+DIR/scores.csv gets a line an image, DIR/pictures/ its heat map. Run again, it goes on: images that have a score are left out.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from utils.cli import run
+from utils.errors import UserError
+from utils.predict.run import Options, predict_into
+from utils.predictor import Predictor
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="an image, a folder, a pattern, a video, or a camera's number")
+    parser.add_argument("--checkpoint", required=True, metavar="F", help="checkpoint, or exported .onnx file")
+    parser.add_argument("--config", metavar="C", help="for a checkpoint that holds no configuration: the experiment's YAML file")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")
+    decision = parser.add_mutually_exclusive_group()
+    decision.add_argument("--threshold", type=float, metavar="T", help="above it: defective (calibration.json's, if there)")
+    decision.add_argument("--class_name", metavar="CLASS", help="take this class's threshold, not the one of all classes")
+    parser.add_argument("--format", choices=("csv", "jsonl"), default="csv", help="of the scores (csv)")
+    parser.add_argument("--batch_size", type=count, default=8, metavar="N", help="images at a time (8)")
+    parser.add_argument("--workers", type=count, default=2, metavar="N", help="threads that read images (2)")
+    parser.add_argument("--save_maps", action="store_true", help="write anomaly maps as DIR/maps/*.npy too")
+    parser.add_argument("--no_pictures", action="store_true", help="do not draw heat maps")
+    parser.add_argument("--scale", type=float, nargs=2, metavar=("LOW", "HIGH"), help="of all heat maps (each map's own)")
+    parser.add_argument("--frames", type=count, metavar="N", help="of a camera: stop after N (Ctrl-C)")
+    parser.add_argument("--device", help='e.g. "cpu", "cuda:1" (a GPU if there is one)')
+    return parser.parse_intermixed_args()
+
+
+def count(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return number
+
+
+def choose_threshold(args: argparse.Namespace, predictor: Predictor) -> float | None:
+    if args.threshold is not None:
+        return args.threshold
+    calibration = predictor.engine.calibration
+    if calibration is None and args.class_name is not None:
+        raise UserError(f"--class_name needs a calibration of {args.checkpoint}: make one with tools/calibrate.py")
+    return calibration.threshold(args.class_name) if calibration else None
+
+
+def main() -> None:
+    args = parse_arguments()
+    predictor = Predictor.from_checkpoint(args.checkpoint, args.device, args.config)
+    options = Options(
+        threshold=choose_threshold(args, predictor),
+        format=args.format,
+        batch_size=args.batch_size,
+        workers=args.workers,
+        pictures=not args.no_pictures,
+        scale=args.scale and tuple(args.scale),
+        maps=args.save_maps,
+        frames=args.frames,
+    )
+    print(predict_into(args.out, args.checkpoint, predictor, args.inputs, options))
+
+
+if __name__ == "__main__":
+    run(main)

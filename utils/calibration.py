@@ -1,0 +1,178 @@
+"""A threshold for a chosen false-alarm rate, from the scores of normal images that training has not seen.
+
+Split conformal prediction: of n such images and one new normal image every rank of the new score is equally likely, whatever
+the scores' distribution. Above the k-th smallest of the n lies a share of new normal images that is Beta(n + 1 - k, k)
+distributed over calibrations, with the mean (n + 1 - k) / (n + 1).
+
+calibration.json lies beside the checkpoint that it is of. Nothing here imports torch.
+"""
+
+import hashlib
+import json
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from utils.errors import UserError
+from utils.files import write_text
+
+NAME = "calibration.json"
+CONFIDENCE = 0.95  # of every interval
+
+log = logging.getLogger("uniad")
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """An image is called defective if its score is above `threshold`."""
+
+    threshold: float
+    images: int  # normal images that it is from
+    false_alarm_rate: tuple[float, float]  # the interval that holds the true rate
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The content of calibration.json: the thresholds of one checkpoint."""
+
+    score: str  # the image score that the thresholds are of: mean, std or max
+    false_alarm_rate: float  # that was asked for
+    checkpoint: str  # file name
+    sha256: str  # of the file
+    epoch: int | None
+    images: str  # which images it is from, in words
+    pooled: Threshold  # one threshold for all classes
+    classes: dict[str, Threshold]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON holds it."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> "Calibration":
+        """Raises KeyError, TypeError or ValueError for what is no calibration."""
+
+        def threshold(entry: Mapping[str, Any]) -> Threshold:
+            low, high = map(float, entry["false_alarm_rate"])
+            return Threshold(float(entry["threshold"]), int(entry["images"]), (low, high))
+
+        classes = {clsname: threshold(entry) for clsname, entry in content["classes"].items()}
+        return cls(**{**content, "pooled": threshold(content["pooled"]), "classes": classes})
+
+    def threshold(self, class_name: str | None = None) -> float:
+        """Of a class, else the pooled one. Raises UserError for a class that has none."""
+        if class_name is None:
+            return self.pooled.threshold
+        if class_name not in self.classes:
+            raise UserError(f"the calibration has no class '{class_name}': its classes are {', '.join(sorted(self.classes))}")
+        return self.classes[class_name].threshold
+
+
+def calibrate(scores: np.ndarray, clsnames: Sequence[str], rate: float) -> tuple[Threshold, dict[str, Threshold]]:
+    """The pooled threshold and those of the classes, sorted. scores, clsnames: N, of normal images; rate: of false alarms."""
+    names = np.asarray(clsnames)
+    classes = {clsname: find_threshold(scores[names == clsname], rate) for clsname in sorted(set(names.tolist()))}
+    return find_threshold(scores, rate), classes
+
+
+def find_threshold(scores: np.ndarray, rate: float) -> Threshold:
+    """The ceil((n + 1)(1 - rate))-th smallest of n scores, or the largest where n is too small: see images_needed."""
+    n = len(scores)
+    k = min(n, math.ceil((n + 1) * (1 - exact(rate))))
+    low, high = beta_interval(n + 1 - k, k)
+    return Threshold(float(np.sort(scores)[k - 1]), n, (low, high))
+
+
+def images_needed(rate: float) -> int:
+    """The fewest normal images whose largest score is a threshold for this false-alarm rate."""
+    return math.ceil(1 / exact(rate)) - 1
+
+
+def exact(rate: float) -> Fraction:
+    """The number as it was written: 0.05 is one twentieth, so that products that are whole stay whole."""
+    return Fraction(str(rate))
+
+
+def beta_interval(a: float, b: float) -> tuple[float, float]:
+    """The central interval of Beta(a, b)."""
+    from scipy.special import betaincinv  # here: reading a calibration needs no scipy
+
+    tail = (1 - CONFIDENCE) / 2
+    return float(betaincinv(a, b, tail)), float(betaincinv(a, b, 1 - tail))
+
+
+def binomial_interval(count: int, total: int) -> tuple[float, float]:
+    """The exact (Clopper-Pearson) interval of a rate that showed `count` times in `total`."""
+    low = beta_interval(count, total - count + 1)[0] if count > 0 else 0.0
+    high = beta_interval(count + 1, total - count)[1] if count < total else 1.0
+    return low, high
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What a threshold does to test images: how many good ones there are, and of them false alarms; defective ones, and found."""
+
+    good: int
+    false_alarms: int
+    defective: int
+    found: int
+
+
+def rates_at(threshold: float, scores: np.ndarray, labels: np.ndarray) -> Rates:
+    """scores: N; labels: N of {0, 1}."""
+    called, defective = scores > threshold, labels != 0
+    counts = (~defective, called & ~defective, defective, called & defective)
+    return Rates(*(int(np.count_nonzero(chosen)) for chosen in counts))
+
+
+def save_calibration(calibration: Calibration, checkpoint: str | Path) -> Path:
+    """Write calibration.json into the checkpoint's folder, whole or not at all; returns its path."""
+    path = Path(checkpoint).with_name(NAME)
+    write_text(path, json.dumps(calibration.to_dict(), indent=1, ensure_ascii=False) + "\n")
+    return path
+
+
+def read_calibration(path: str | Path) -> Calibration | None:
+    """None where there is no such file. Raises UserError naming one that is no calibration."""
+    try:
+        return Calibration.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise UserError(f"{path}: not a calibration; write it anew with tools/calibrate.py, or remove it") from None
+
+
+def calibration_of(checkpoint: str | Path, score: str) -> Calibration | None:
+    """The calibration beside a checkpoint; None, and a warning, where it is of another one or of another image score."""
+    path = Path(checkpoint).with_name(NAME)
+    calibration = read_calibration(path)
+    if calibration is None:
+        return None
+    if calibration.sha256 != file_hash(checkpoint):
+        other = f"another checkpoint ({calibration.checkpoint} after epoch {calibration.epoch})"
+    elif calibration.score != score:
+        other = f"the score {calibration.score}, not {score}"
+    else:
+        return calibration
+    log.warning("%s is of %s and is not used: run tools/calibrate.py again", path, other)
+    return None
+
+
+def file_hash(path: str | Path) -> str:
+    """SHA-256 of a file's content, in hex. Raises UserError naming a file that cannot be read."""
+    digest = hashlib.sha256()
+    try:
+        with open(path, "rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    return digest.hexdigest()

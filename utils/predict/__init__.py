@@ -1,0 +1,1 @@
+"""Prediction of many images: what is read, what is written. Nothing here imports torch."""
