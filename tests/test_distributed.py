@@ -17,7 +17,7 @@ from utils import runs
 from utils.checkpoint import load_checkpoint, network_state, save_checkpoint
 from utils.config import load_config, to_plain
 from utils.distributed import start_process, stop_process
-from utils.evaluation import Evaluation, compute_metrics
+from utils.evaluation import Evaluation, compute_metrics, pack_masks
 from utils.losses import Criterion
 from utils.training import Trainer, build_optimizer, build_scheduler, fit
 
@@ -44,7 +44,7 @@ def main() -> None:
     optimizer = build_optimizer(network, config.trainer.optimizer)
     scheduler = build_scheduler(optimizer, config.trainer.lr_scheduler)
     trainer = Trainer(network, Criterion(config.criterion), optimizer, scheduler, process)
-    fit(trainer, loader, dict, "loss", to_plain(config), None, val_freq=1, save_freq=1)
+    fit(trainer, loader, dict, "loss", to_plain(config), val_freq=1, save_freq=1)
     save_checkpoint(f"{config.saver.save_dir}/rank{process.rank}.pt", network_state(network))
     stop_process()
 
@@ -63,16 +63,22 @@ def result(path: Path, name: str) -> tuple[dict[str, float], list[dict[str, str]
         return json.loads((path.parent / name / "metrics.json").read_text()), list(csv.DictReader(file))
 
 
-def test_two_processes_evaluate_as_one(path: Path) -> None:
-    tiny.evaluate(path)
-    outcome = tiny.run_tool(path, "-e", "evaluator.save_dir=two", processes=2)
+@pytest.mark.parametrize("processes", [2, 3])
+def test_several_processes_evaluate_as_one(path: Path, processes: int) -> None:
+    """Two classes: of two processes each does one, of three the last does none."""
+    image, pixel = {"name": "max", "kwargs": {"avgpool_size": [4, 4]}}, {"name": "pixel"}
+    seven = {"auc": [image, pixel], "ap": [image, pixel], "f1max": [{"name": "mean"}, image, pixel], "aupro": [pixel]}
+    metrics = f"evaluator.metrics={json.dumps(seven)}"
+    tiny.evaluate(path, metrics)
+    outcome = tiny.run_tool(path, "-e", "evaluator.save_dir=several", metrics, processes=processes)
     assert outcome.code == 0, outcome.stderr
-    assert outcome.stdout.count("9 test images; 2 processes") == 1
-    (one, one_scores), (two, two_scores) = result(path, "result"), result(path, "two")
-    assert two == pytest.approx(one, abs=1e-5)
+    assert outcome.stdout.count(f"9 test images; {processes} processes") == 1
+    (one, one_scores), (several, several_scores) = result(path, "result"), result(path, "several")
+    assert len(one) == 3 * 8
+    assert several == pytest.approx(one, abs=1e-5)
     assert len(one_scores) == 9  # odd: neither is an image left out nor one counted twice
-    for first, second in zip(one_scores, two_scores, strict=True):
-        for name in ("mean", "std", "max"):
+    for first, second in zip(one_scores, several_scores, strict=True):
+        for name in ("max", "mean"):
             assert float(second.pop(name)) == pytest.approx(float(first.pop(name)), rel=1e-5)
         assert first == second  # filename, clsname, label
 
@@ -114,23 +120,25 @@ def test_shares_in_any_order_join_to_the_same_numbers() -> None:
     rng = np.random.default_rng(0)
     count = 23
     whole = Evaluation(
+        size=(16, 16),
         indices=np.arange(count),
-        maps=rng.random((count, 8, 8), dtype=np.float32).round(1),  # with ties
-        masks=np.pad((rng.random((count, 4, 4)) > 0.5), ((0, 0), (2, 2), (2, 2))).astype(np.uint8),
+        grids=rng.random((count, 8, 8), dtype=np.float32).round(1),  # with ties
+        packed_masks=pack_masks(np.pad(rng.random((count, 8, 8)) > 0.5, ((0, 0), (4, 4), (4, 4)))),
         labels=rng.integers(0, 2, count),
         losses=rng.random(count),
         clsnames=np.array(["cup", "tile"], dtype=object)[rng.integers(0, 2, count)],
         filenames=np.array([f"{index}.png" for index in range(count)], dtype=object),
     )
     shuffled = rng.permutation(count)
+    columns = [field.name for field in fields(Evaluation) if field.name != "size"]
     shares = [
-        Evaluation(**{field.name: getattr(whole, field.name)[share] for field in fields(Evaluation)})
+        Evaluation(whole.size, **{name: getattr(whole, name)[share] for name in columns})
         for share in np.array_split(shuffled, [5, 6, 16])
     ]
     joined = Evaluation.join(shares)
-    for field in fields(Evaluation):
-        np.testing.assert_array_equal(getattr(joined, field.name), getattr(whole, field.name))
-    names = [{"name": name, "kwargs": {"avgpool_size": None}} for name in ("mean", "std", "max", "pixel")]
+    for name in columns:
+        np.testing.assert_array_equal(getattr(joined, name), getattr(whole, name))
+    names = [{"name": name} for name in ("mean", "std", "max", "pixel")]
     metrics = {"auc": names, "ap": names, "f1max": names, "aupro": names[-1:]}
     assert compute_metrics(joined, metrics) == pytest.approx(compute_metrics(whole, metrics), abs=1e-12, nan_ok=True)
 

@@ -3,7 +3,10 @@
 import csv
 import json
 import math
+import os
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +15,16 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
-from datasets import build_dataset
+from datasets import build_dataloader, build_dataset
 from models import build_network
 from tests import tiny
 from utils.checkpoint import load_checkpoint, load_network_state
 from utils.config import load_config
+from utils.distributed import Process
+from utils.evaluation import compute_metrics
+from utils.evaluation import evaluate as run_network
+from utils.losses import Criterion
+from utils.metrics import evaluate_maps
 
 COLUMNS = ["mean", "std", "max", "pixel"]
 
@@ -151,6 +159,80 @@ def test_training_goes_on_where_the_key_metric_has_no_number(path: Path) -> None
     tiny.train(path)
     assert load_checkpoint(path.parent / "checkpoints/ckpt.pth.tar")["best_metric"] == -math.inf
     assert not (path.parent / "checkpoints/ckpt_best.pth.tar").exists()
+
+
+# --- maps and masks on demand, in bounded memory ---
+
+
+def test_maps_and_masks_are_the_models_and_the_data_sets(path: Path, checkpoint: Path) -> None:
+    config = load_config(path)
+    network, data = load_network(config.net, checkpoint), build_dataset(config.dataset, "test")
+    loader = build_dataloader(data, config.dataset, "test")
+    with torch.no_grad():
+        batches = [(batch["mask"], network(batch)["pred"]) for batch in loader]
+    masks, maps = (torch.cat(tensors)[:, 0].numpy() for tensors in zip(*batches, strict=True))
+    evaluation = run_network(network, loader, Criterion(config.criterion), Process())
+    assert len(evaluation) == len(data) == 9
+    for position in range(9):
+        np.testing.assert_array_equal(evaluation.map(position), maps[position])
+        np.testing.assert_array_equal(evaluation.mask(position), masks[position])
+        assert (len(evaluation.packed_masks[position]) > 0) == (data.labels[position] == 1)
+    assert evaluation.limits == (maps.min(), maps.max())
+    scores = [{"name": "mean"}, {"name": "std"}, {"name": "max", "kwargs": {"avgpool_size": [4, 4]}}, {"name": "pixel"}]
+    metrics = {"auc": scores, "ap": scores, "f1max": scores, "aupro": scores[-1:]}
+    assert compute_metrics(evaluation, metrics) == evaluate_maps(maps, masks, data.labels, data.clsnames, metrics)
+
+
+LARGE = """
+import resource
+import sys
+import numpy as np
+from utils.evaluation import Evaluation, compute_metrics
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+count = 2000
+before, names = peak(), np.full(count, "a", dtype=object)
+grids = np.random.default_rng(0).random((count, 14, 14), dtype=np.float32)
+masks = np.full(count, b"", dtype=object)
+labels = np.arange(count) % 2
+evaluation = Evaluation((224, 224), np.arange(count), grids, masks, labels, np.zeros(count), names, names)
+results = compute_metrics(evaluation, {"auc": [{"name": "mean"}, {"name": "max"}]})
+assert 0.4 < results["a_mean_auc"] < 0.6
+print(peak() - before)
+"""
+
+
+def test_a_large_class_without_pixel_metrics_never_has_its_maps_in_memory() -> None:
+    """They would take 400 MB."""
+    command = [sys.executable, "-c", LARGE]
+    outcome = subprocess.run(command, cwd=tiny.ROOT, env=tiny.environment(), capture_output=True, text=True, check=True)
+    assert int(outcome.stdout) < 80e6
+
+
+def test_no_file_stays_open_for_a_batch(path: Path, checkpoint: Path) -> None:
+    """A tensor that a worker made does so for as long as it lives; there are limits of 1,024."""
+    config = load_config(path, ["dataset.workers=1", "dataset.batch_size=1"])
+    loader = build_dataloader(build_dataset(config.dataset, "test"), config.dataset, "test")
+    counts = []
+
+    def criterion(outputs: dict[str, torch.Tensor]) -> torch.Tensor:
+        counts.append(len(os.listdir("/dev/fd")))
+        return torch.zeros(())
+
+    run_network(load_network(config.net, checkpoint), loader, criterion, Process())
+    assert len(counts) == 9
+    assert max(counts) < counts[0] + 9
+
+
+def test_a_data_set_without_masks_has_image_metrics_only(path: Path, checkpoint: Path) -> None:
+    full = evaluate(path, checkpoint)
+    write_list(path, [{key: value for key, value in record.items() if key != "maskname"} for record in read_list(path)])
+    results = evaluate(path, checkpoint, "evaluator.vis_compound.save_dir=vis")
+    for key, value in full.items():
+        assert results[key] == (None if "pixel" in key else value)
+    assert len(list((path.parent / "vis").rglob("*.jpg"))) == 9
 
 
 # --- CIFAR-10 ---

@@ -14,12 +14,12 @@ from sklearn.metrics import roc_auc_score
 
 import utils.report
 from tests.test_report_browser import EVIL, METRICS, Noise, Page, make_evaluation, read_gallery, write_folder
+from utils.drawing import heat_map, normalise
 from utils.errors import UserError
-from utils.evaluation import Evaluation, compute_metrics, write_results
+from utils.evaluation import Evaluation, compute_metrics, pack_masks, write_results
 from utils.gallery import headline_score, save_gallery
 from utils.metrics import image_scores
 from utils.report import write_report
-from utils.visualize import heat_map, normalise
 
 ROOT = Path(__file__).resolve().parent.parent
 TWENTY_MB = 20_000_000
@@ -62,10 +62,10 @@ def test_the_headline_score_is_the_key_metrics_else_max_else_the_first(names: li
 
 def test_picks_are_those_of_a_full_sort(tmp_path: Path):
     evaluation = make_evaluation(["b", "a"], good=20, defective=25)
-    evaluation.maps = np.round(evaluation.maps, 1)  # many equal scores: they keep the order of the set
+    evaluation.grids = np.round(evaluation.grids, 1)  # many equal scores: they keep the order of the set
     save_gallery(tmp_path, evaluation, Noise(16), "mean", METRICS)
     found = read_gallery(tmp_path)
-    scores = image_scores(evaluation.maps, "mean").tolist()
+    scores = image_scores(evaluation.grids, "mean").tolist()
     assert list(found["classes"]) == ["a", "b"]
     for clsname, entry in found["classes"].items():
         members = np.flatnonzero(evaluation.clsnames == clsname).tolist()
@@ -90,33 +90,32 @@ def test_the_score_is_averaged_over_the_configured_window(tmp_path: Path):
     evaluation = make_evaluation(["cup"])
     metrics = {"auc": [{"name": "max", "kwargs": {"avgpool_size": [4, 4]}}]}
     save_gallery(tmp_path, evaluation, Noise(16), "max", metrics)
-    assert read_gallery(tmp_path)["images"][0]["score"] == pytest.approx(image_scores(evaluation.maps, "max", [4, 4]).max())
+    assert read_gallery(tmp_path)["images"][0]["score"] == pytest.approx(image_scores(evaluation.grids, "max", [4, 4]).max())
 
 
 def test_pictures_are_image_mask_and_heat_map_on_one_scale(tmp_path: Path):
     evaluation = make_evaluation(["cup", "tile"])
-    evaluation.maps *= np.linspace(0.1, 1, len(evaluation.maps), dtype=np.float32)[:, None, None]
+    evaluation.grids *= np.linspace(0.1, 1, len(evaluation), dtype=np.float32)[:, None, None]
     save_gallery(tmp_path, evaluation, Noise(16), "max", METRICS)
     found = read_gallery(tmp_path)
-    assert (found["low"], found["high"]) == (pytest.approx(evaluation.maps.min()), pytest.approx(evaluation.maps.max()))
+    assert (found["low"], found["high"]) == (pytest.approx(evaluation.grids.min()), pytest.approx(evaluation.grids.max()))
     for image in found["images"]:
         position = list(evaluation.filenames).index(image["filename"])
         original = Noise(16).read_rgb(position)
-        heat = heat_map(original, normalise(evaluation.maps[position], found["low"], found["high"]))
+        heat = heat_map(original, normalise(evaluation.map(position), found["low"], found["high"]))
         for kind, expected in (("image", original), ("map", heat)):
             encoded = cv2.imencode(".jpg", expected[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 85])[1]
             written = cv2.imread(str(tmp_path / "report_gallery" / image["pictures"][kind]))
             np.testing.assert_array_equal(written, cv2.imdecode(encoded, cv2.IMREAD_COLOR))
-        assert ("mask" in image["pictures"]) == bool(evaluation.masks[position].any())
+        assert ("mask" in image["pictures"]) == bool(evaluation.mask(position).any())
         if "mask" in image["pictures"]:
             mask = cv2.imread(str(tmp_path / "report_gallery" / image["pictures"]["mask"]), cv2.IMREAD_GRAYSCALE)
-            np.testing.assert_array_equal(mask, evaluation.masks[position] * 255)
+            np.testing.assert_array_equal(mask, evaluation.mask(position) * 255)
 
 
 def test_large_maps_are_shrunk_and_a_defect_of_one_pixel_stays_in_the_mask(tmp_path: Path):
     evaluation = make_evaluation(["cup"], good=1, defective=1, size=600)
-    evaluation.masks[1] = 0
-    evaluation.masks[1, 301, 301] = 1
+    evaluation.packed_masks[1:] = pack_masks(np.pad(np.ones((1, 1, 1)), ((0, 0), (301, 298), (301, 298))))
     save_gallery(tmp_path, evaluation, Noise(40), "max", METRICS)
     for image in read_gallery(tmp_path)["images"]:
         for kind, name in image["pictures"].items():
@@ -127,7 +126,7 @@ def test_large_maps_are_shrunk_and_a_defect_of_one_pixel_stays_in_the_mask(tmp_p
 
 def test_flat_maps_have_a_gallery_too(tmp_path: Path):
     evaluation = make_evaluation(["cup"])
-    evaluation.maps[:] = 0.5
+    evaluation.grids[:] = 0.5
     write_folder(tmp_path, evaluation)
     assert Page(write_report(tmp_path)).all("img")
 
@@ -231,7 +230,7 @@ def test_table_and_head_show_every_number(page: Page):
 
 def test_curves_are_of_the_headline_score(page: Page):
     evaluation = make_evaluation(["cup", "tile"])
-    scores = image_scores(evaluation.maps, "max")
+    scores = image_scores(evaluation.grids, "max")
     words = page.words()
     each = [roc_auc_score(evaluation.labels[rows], scores[rows]) for rows in (slice(0, 9), slice(9, 18))]
     assert f"mean of the classes {np.mean(each):.4f}" in words

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from datasets.base import ImageDataset
-from utils.evaluation import Evaluation, compute_metrics, write_results
+from utils.evaluation import Evaluation, compute_metrics, pack_masks, write_results
 from utils.gallery import headline_score, save_gallery
 from utils.report import write_report
 
@@ -42,7 +42,8 @@ def make_evaluation(clsnames: list[str], good: int = 4, defective: int = 5, size
         masks[good + defective - 1 :: good + defective] = 0
     files = [f"{clsname}/test/{label}/{n:03d}.png" for n, (clsname, label) in enumerate(zip(names, labels, strict=True))]
     indices = np.arange(len(labels))
-    return Evaluation(indices, maps, masks, labels, np.zeros(len(labels)), names, np.array(files, dtype=object))
+    losses, files = np.zeros(len(labels)), np.array(files, dtype=object)
+    return Evaluation((size, size), indices, maps, pack_masks(masks), labels, losses, names, files)
 
 
 def write_folder(folder: Path, evaluation: Evaluation, size: int = 16) -> Path:
@@ -116,7 +117,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The address of a report of three classes, one of them with a name that could do harm."""
     evaluation = make_evaluation(["cup", "tile", EVIL])
     evaluation.labels[9:18] = 0  # tile: no defective image, so no number
-    evaluation.masks[9:18] = 0
+    evaluation.packed_masks[9:18] = b""
     folder = write_folder(tmp_path_factory.mktemp("a name with 'spaces' & quotes"), evaluation)
     return write_report(folder).as_uri()
 

@@ -10,8 +10,9 @@ import pytest
 from datasets import build_dataset
 from tests import tiny
 from utils.config import load_config
-from utils.evaluation import Evaluation
-from utils.visualize import heat_map, normalise, save_pictures
+from utils.drawing import heat_map, normalise
+from utils.evaluation import Evaluation, pack_masks
+from utils.visualize import save_pictures
 
 SIZE = 64
 COLD, HOT = (0, 0, 128), (128, 0, 0)  # RGB of the lowest and highest score
@@ -30,9 +31,10 @@ def save_images(folder: Path, images: dict[str, np.ndarray]):
 def evaluation_of(data, maps: list[np.ndarray], masks: list[np.ndarray] | None = None) -> Evaluation:
     count = len(data)
     return Evaluation(
+        size=(SIZE, SIZE),
         indices=np.arange(count),
-        maps=np.stack(maps).astype(np.float32),
-        masks=np.zeros((count, SIZE, SIZE), np.uint8) if masks is None else np.stack(masks),
+        grids=np.stack(maps).astype(np.float32),
+        packed_masks=pack_masks(np.zeros((count, SIZE, SIZE)) if masks is None else np.stack(masks)),
         labels=np.array(data.labels),
         losses=np.zeros(count),
         clsnames=np.array(data.clsnames, dtype=object),

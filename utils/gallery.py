@@ -12,10 +12,9 @@ import cv2
 import numpy as np
 
 from datasets.base import ImageDataset
+from utils.drawing import heat_map, normalise
 from utils.errors import UserError
-from utils.evaluation import GALLERY, Evaluation
-from utils.metrics import METRIC_KINDS, image_scores
-from utils.visualize import heat_map, normalise
+from utils.evaluation import GALLERY, Evaluation, score_columns
 
 PICKS = ("most", "least", "good_highest", "defective_lowest")
 PER_PICK = 8  # images a pick and class, where there are few classes
@@ -28,7 +27,7 @@ OVERHEAD = 4_000  # bytes of text on the page for an image
 
 def headline_score(metrics: dict[str, Any], key_metric: str | None) -> str | None:
     """The image score to quote: the key metric's, else max, else the first configured; None: pixel metrics only."""
-    names = [score["name"] for kind in METRIC_KINDS for score in metrics.get(kind) or () if score["name"] != "pixel"]
+    names = list(score_columns(metrics))
     key = key_metric.rsplit("_", 2)[1] if key_metric else None
     return next((name for name in (key, "max", *names) if name in names), None)
 
@@ -42,8 +41,8 @@ def save_gallery(
     score's averaging window. An image's pictures, at the map's size up to 256 pixels, are itself, its heat map on a scale
     common to all and, where it is not empty, its mask. Raises UserError naming a file that cannot be written or read.
     """
-    windows = [s["kwargs"]["avgpool_size"] for kind in METRIC_KINDS for s in metrics.get(kind) or () if s["name"] == score]
-    scores = image_scores(evaluation.maps, score or "max", windows[-1] if windows else None)  # the last, as in scores.csv
+    key = score_columns(metrics).get(score, ("max", None))
+    scores = evaluation.scores([key])[key]
     chosen = choose(scores, evaluation.labels, evaluation.clsnames)
     folder = Path(result_dir) / GALLERY
     new = folder.with_name(f".{GALLERY}.new")
@@ -78,11 +77,11 @@ def write_pictures(
     folder: Path, evaluation: Evaluation, data: ImageDataset, scores: np.ndarray, chosen: dict[str, dict[str, list[int]]]
 ) -> dict[str, Any]:
     """Write the chosen images' pictures as far as they fit on a page; returns what gallery.json says of them."""
-    low, high = float(evaluation.maps.min()), float(evaluation.maps.max())
+    low, high = evaluation.limits
 
     def draw_at(position: int) -> dict[str, bytes]:
         rgb = data.read_rgb(int(evaluation.indices[position]))
-        return draw(rgb, evaluation.masks[position], normalise(evaluation.maps[position], low, high))
+        return draw(rgb, evaluation.mask(position), normalise(evaluation.map(position), low, high))
 
     picks, drawn = fill(chosen, draw_at)
     ranks = rank(scores, evaluation.clsnames)

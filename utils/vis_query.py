@@ -15,10 +15,10 @@ from torch import Tensor
 from utils.checkpoint import load_checkpoint
 from utils.config import load_config
 from utils.distributed import Process
+from utils.drawing import save_picture
 from utils.errors import UserError
 from utils.naming import ANY_CLASS, matching_classes
 from utils.vis_decoder import feature_shape, load_decoder, to_picture, with_label
-from utils.visualize import save_picture
 
 QUERIES = re.compile(r"(.*)transformer\.decoder\.layers\.(\d+)\.learned_embed\.weight")
 

@@ -17,10 +17,10 @@ from datasets.lists import IMAGE_EXTENSIONS
 from models.reconstructions.uniad import anomaly_map
 from utils.config import load_config
 from utils.distributed import Process, to_device
+from utils.drawing import heat_map, normalise, save_picture
 from utils.errors import UserError
 from utils.naming import ANY_CLASS, find_images
 from utils.vis_decoder import feature_shape, load_decoder, to_picture, with_label
-from utils.visualize import heat_map, normalise, save_picture
 
 BATCH_SIZE = 8  # images drawn at once; eval mode, so it changes no picture
 

@@ -154,5 +154,5 @@ class Attention(nn.Module):
         (w_q, w_k, w_v), (b_q, b_k, b_v) = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
         q, k, v = F.linear(query, w_q, b_q), F.linear(key, w_k, b_k), F.linear(value, w_v, b_v)
         q, k, v = (x.unflatten(2, (self.nhead, -1)).transpose(1, 2) for x in (q, k, v))  # B x heads x L or S x D/heads
-        attended = attention(q.expand(len(k), -1, -1, -1), k, v, mask, self.dropout if self.training else 0.0)
+        attended = attention(q.expand(k.shape[0], -1, -1, -1), k, v, mask, self.dropout if self.training else 0.0)
         return self.out_proj(attended.transpose(1, 2).flatten(2))

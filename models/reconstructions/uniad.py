@@ -1,5 +1,7 @@
 """UniAD: reconstruct a feature grid without copying it (You et al., NeurIPS 2022, section 3)."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -75,7 +77,10 @@ class UniAD(nn.Module):
         initialize(self, **(initializer or {}))
 
     def forward(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Takes `feature_align` BxCxhxw; returns it, `feature_rec` BxCxhxw and in eval mode the anomaly map, `pred` Bx1xHxW."""
+        """Takes `feature_align` BxCxhxw; returns it and `feature_rec` BxCxhxw.
+
+        In eval mode also `distance` Bx1xhxw, how far they are apart, and the anomaly map `pred` Bx1xHxW, which is that enlarged.
+        """
         feature_align = as_float32(inputs["feature_align"])  # B x C x h x w
         tokens = feature_align.flatten(2).transpose(1, 2)  # B x hw x C
         if self.training and self.feature_jitter:
@@ -91,7 +96,8 @@ class UniAD(nn.Module):
         feature_rec = rec_tokens.transpose(1, 2).reshape(feature_align.shape)  # B x C x h x w
         outputs = {"feature_rec": feature_rec, "feature_align": feature_align}
         if not self.training:
-            outputs["pred"] = anomaly_map(feature_rec, feature_align, self.stride)
+            outputs["distance"] = distance = feature_distance(feature_rec, feature_align)  # B x 1 x h x w
+            outputs["pred"] = enlarge(distance, [n * self.stride for n in distance.shape[2:]])  # B x 1 x H x W
         return outputs
 
 
@@ -113,10 +119,20 @@ def jitter(tokens: Tensor, scale: float, prob: float) -> Tensor:
     return tokens + noise * deviation
 
 
+def feature_distance(feature_rec: Tensor, feature_align: Tensor) -> Tensor:
+    """L2 norm over channels of the difference: Bx1xhxw (section 3.5)."""
+    return (feature_rec - feature_align).square().sum(dim=1, keepdim=True).sqrt()
+
+
+def enlarge(distance: Tensor, size: Sequence[int]) -> Tensor:
+    """The anomaly map, Bx1xHxW with size (H, W), of the distances Bx1xhxw; each image by itself, bilinear."""
+    return F.interpolate(distance, size=tuple(size), mode="bilinear", align_corners=True)
+
+
 def anomaly_map(feature_rec: Tensor, feature_align: Tensor, stride: int) -> Tensor:
-    """L2 norm over channels of the difference, enlarged to the image: Bx1x(h*stride)x(w*stride) (section 3.5)."""
-    distance = (feature_rec - feature_align).square().sum(dim=1, keepdim=True).sqrt()  # B x 1 x h x w
-    return F.interpolate(distance, scale_factor=float(stride), mode="bilinear", align_corners=True)
+    """The anomaly map of features BxCxhxw and their reconstruction, Bx1x(h*stride)x(w*stride)."""
+    distance = feature_distance(feature_rec, feature_align)
+    return enlarge(distance, [n * stride for n in distance.shape[2:]])
 
 
 def build_neighbor_mask(feature_size: tuple[int, int], neighbor_size: tuple[int, int]) -> Tensor:

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from utils.calibration import Calibration, rates_at
 from utils.errors import UserError
 from utils.evaluation import GALLERY
 from utils.files import write_text
@@ -49,7 +51,7 @@ def render(result: Result, gallery: dict[str, Any]) -> str:
     environment = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"metric": format_metric, "score": format_score, "shade": shade}
+    environment.filters |= {"metric": format_metric, "score": format_score, "shade": shade, "interval": format_interval}
     script = (HERE / "page.js").read_text(encoding="utf-8")
     score = headline(result)
     aurocs = class_aurocs(result.scores, score)
@@ -61,7 +63,7 @@ def render(result: Result, gallery: dict[str, Any]) -> str:
         score=score,
         overview=overview(result, score),
         table=table(result, gallery),
-        histograms=histograms(result.scores, score, aurocs),
+        histograms=histograms(result.scores, score, aurocs, result.calibration),
         roc=roc(result.scores, score, aurocs),
         gallery=gallery,
         training=training(result.run),
@@ -71,6 +73,11 @@ def render(result: Result, gallery: dict[str, Any]) -> str:
 
 def format_metric(value: float) -> str:
     return "–" if math.isnan(value) else f"{value:.4f}"
+
+
+def format_interval(interval: tuple[float, float, float]) -> str:
+    """interval: value, low, high."""
+    return "{1:.3f}–{2:.3f}".format(*interval)
 
 
 def format_score(value: float) -> str:
@@ -112,7 +119,9 @@ def overview(result: Result, score: str | None) -> list[tuple[str, str, str]]:
     means = dict(zip(result.columns, result.table.get("mean", ()), strict=False))
     for name, title in ((score, f"Image AUROC, {score}"), ("pixel", "Pixel AUROC")):
         if (name, "auc") in means:
-            tiles.append((title, format_metric(means[name, "auc"]), "mean of the classes"))
+            interval = result.intervals.get(f"mean_{name}_auc")
+            remark = f"mean of the classes, 95 %: {format_interval(interval)}" if interval else "mean of the classes"
+            tiles.append((title, format_metric(means[name, "auc"]), remark))
     if result.scores:
         defective = int(result.scores.labels.sum())
         total = len(result.scores.labels)
@@ -122,37 +131,58 @@ def overview(result: Result, score: str | None) -> list[tuple[str, str, str]]:
 
 
 def table(result: Result, gallery: dict[str, Any]) -> dict[str, Any]:
-    """Columns and rows of the results table; the mean apart."""
+    """Columns and rows of the results table, a cell a value and its interval; apart the mean and, for several classes, pooled."""
+    intervals = result.intervals
+    keys = [f"{name}_{kind}" for name, kind in result.columns]
+
+    def cells(row: str, values: Sequence[float]) -> list[tuple[float, tuple[float, float, float] | None]]:
+        return [(value, intervals.get(f"{row}_{key}")) for key, value in zip(keys, values, strict=True)]
+
     links = {entry["name"]: entry["id"] for entry in gallery.get("classes", ())}
     counts: dict[str, list[int]] = {}
     if result.scores:
         for clsname, label in zip(result.scores.clsnames, result.scores.labels, strict=True):
             counts.setdefault(clsname, [0, 0])[label] += 1
     rows = [
-        {"name": clsname, "id": links.get(clsname), "counts": counts.get(clsname), "values": values}
+        {"name": clsname, "id": links.get(clsname), "counts": counts.get(clsname), "cells": cells(clsname, values)}
         for clsname, values in result.table.items()
         if clsname != "mean"
     ]
+    foot = {"mean": cells("mean", result.table["mean"])} if "mean" in result.table else {}
+    pooled = [intervals[key][0] if (key := f"pooled_{column}") in intervals else math.nan for column in keys]
+    if not all(map(math.isnan, pooled)):
+        foot["one threshold"] = cells("pooled", pooled)
     return {
         "columns": [(KINDS[kind], name) for name, kind in result.columns],
         "rows": rows[:ROWS],
         "left_out": len(rows[ROWS:]),
-        "mean": result.table.get("mean"),
+        "foot": foot,
+        "intervals": bool(intervals),
     }
 
 
-def histograms(scores: Scores | None, score: str | None, aurocs: dict[str, float]) -> dict[str, Any]:
-    """A plot a class, sorted by name."""
+def histograms(
+    scores: Scores | None, score: str | None, aurocs: dict[str, float], calibration: Calibration | None
+) -> dict[str, Any]:
+    """A plot a class, sorted by name, with the class's calibrated threshold, and what it does, where there is one."""
+    thresholds = calibration.classes if calibration and calibration.score == score else {}
     shown = sorted(lowest(aurocs, HISTOGRAMS))
     items = []
     for clsname in shown:
         good, defective = (scores.of(clsname, label, score) for label in (0, 1))
         together = np.concatenate([good, defective])
+        threshold = thresholds[clsname].threshold if clsname in thresholds else None
+        if threshold is not None:
+            together = np.append(together, threshold)
         bounds = (float(together.min()), float(together.max()))
         alt = f"Histogram of the {score} scores of {len(good)} good and {len(defective)} defective images of {clsname}"
-        plot = plots.histogram(f"histogram-{len(items)}", alt, good, defective, bounds)
-        items.append({"name": clsname, "good": len(good), "defective": len(defective), "plot": Markup(plot)})
-    return {"items": items, "of": len(aurocs)}
+        plot = plots.histogram(f"histogram-{len(items)}", alt, good, defective, bounds, threshold)
+        item = {"name": clsname, "good": len(good), "defective": len(defective), "plot": Markup(plot), "threshold": threshold}
+        if threshold is not None:
+            chosen = scores.clsnames == clsname
+            item["rates"] = rates_at(threshold, scores.scores[score][chosen], scores.labels[chosen])
+        items.append(item)
+    return {"items": items, "of": len(aurocs), "rate": calibration.false_alarm_rate if thresholds else None}
 
 
 def roc(scores: Scores | None, score: str | None, aurocs: dict[str, float]) -> dict[str, Any]:
@@ -163,15 +193,15 @@ def roc(scores: Scores | None, score: str | None, aurocs: dict[str, float]) -> d
     order = lowest(there, len(there))
     curves = [(scores.scores[score][scores.clsnames == clsname], scores.labels[scores.clsnames == clsname]) for clsname in order]
     named = order[: len(plots.NAMED)]
-    together = auroc(rank_images(*(np.concatenate(parts) for parts in zip(*curves, strict=True))))
+    everything = (scores.scores[score], scores.labels)
     alt = f"ROC curves of {len(there)} classes, mean AUROC {np.mean(list(there.values())):.4f}"
     return {
-        "plot": Markup(plots.roc("roc", alt, curves, CURVES)),
+        "plot": Markup(plots.roc("roc", alt, curves, CURVES, everything)),
         "named": [(clsname, there[clsname]) for clsname in named],
         "faint": min(len(order), CURVES) - len(named),
         "of": len(order),
         "mean": float(np.mean(list(there.values()))),
-        "together": together,
+        "together": auroc(rank_images(*everything)),
     }
 
 

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from utils.calibration import Calibration, calibration_of
 from utils.errors import UserError
-from utils.evaluation import GALLERY
+from utils.evaluation import GALLERY, INTERVALS
 from utils.metrics import METRIC_KINDS
 
 AGAIN = "evaluate again with -e"
@@ -65,9 +66,11 @@ class Result:
     folder: Path
     columns: list[tuple[str, str]] = field(default_factory=list)  # (score name, kind), as configured
     table: dict[str, list[float]] = field(default_factory=dict)  # by class, a value a column; "mean" last; nan: no number
+    intervals: dict[str, tuple[float, float, float]] = field(default_factory=dict)  # value, low, high of each that has them
     scores: Scores | None = None
     run: dict[str, Any] = field(default_factory=dict)
     gallery: Gallery | None = None
+    calibration: Calibration | None = None  # of the checkpoint, where it still lies where it was evaluated
 
 
 def read_result(folder: str | Path) -> Result:
@@ -78,6 +81,8 @@ def read_result(folder: str | Path) -> Result:
     result = Result(folder)
     if (path := folder / "metrics.json").exists():
         result.columns, result.table = read_metrics(path)
+    if (path := folder / INTERVALS).exists():
+        result.intervals = read_intervals(path)
     if (path := folder / "scores.csv").exists():
         result.scores = read_scores(path)
     if result.scores is None and not result.table:
@@ -86,7 +91,16 @@ def read_result(folder: str | Path) -> Result:
         result.run = read_run(path)
     if (path := folder / GALLERY / "gallery.json").exists():
         result.gallery = read_gallery(path)
+    result.calibration = find_calibration(result.run)
     return result
+
+
+def find_calibration(run: dict[str, Any]) -> Calibration | None:
+    checkpoint, score = run.get("checkpoint"), run.get("score")
+    if not isinstance(checkpoint, str) or not isinstance(score, str) or not Path(checkpoint).is_file():
+        return None
+    calibration = calibration_of(checkpoint, score)
+    return calibration if calibration and calibration.epoch == run.get("epoch") else None
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -123,6 +137,15 @@ def read_metrics(path: Path) -> tuple[list[tuple[str, str]], dict[str, list[floa
             raise UserError(f"{path}: {key}: {error}; {AGAIN}") from None
     columns = list(dict.fromkeys(column for row in values.values() for column in row))
     return columns, {clsname: [row.get(column, math.nan) for column in columns] for clsname, row in values.items()}
+
+
+def read_intervals(path: Path) -> dict[str, tuple[float, float, float]]:
+    """Of each key of intervals.json that has numbers: value, low and high."""
+    try:
+        there = {key: found for key, found in read_json(path).items() if found is not None}
+        return {key: (number(found["value"]), number(found["low"]), number(found["high"])) for key, found in there.items()}
+    except (KeyError, TypeError):
+        raise UserError(f"{path}: does not hold value, low and high of each metric; {AGAIN}") from None
 
 
 def read_scores(path: Path) -> Scores:

@@ -69,8 +69,18 @@ def whole_label(value: float, _: int | None = None) -> str:
     return f"{value:.6g}"
 
 
-def histogram(name: str, alt: str, good: np.ndarray, defective: np.ndarray, bounds: tuple[float, float]) -> str:
-    """How the scores of good and of defective images are spread, each as shares of its own number, in the same bins."""
+def histogram(
+    name: str,
+    alt: str,
+    good: np.ndarray,
+    defective: np.ndarray,
+    bounds: tuple[float, float],
+    threshold: float | None = None,
+) -> str:
+    """How the scores of good and of defective images are spread, each as shares of its own number, in the same bins.
+
+    threshold: a score within the bounds, marked by a line.
+    """
     low, high = bounds if bounds[1] > bounds[0] else (bounds[0] - 0.5, bounds[0] + 0.5)
     edges = np.linspace(low, high, BINS + 1)
 
@@ -80,6 +90,8 @@ def histogram(name: str, alt: str, good: np.ndarray, defective: np.ndarray, boun
                 shares = np.histogram(scores, edges)[0] / len(scores)
                 axes.stairs(shares, edges, fill=True, color=colour, alpha=0.35, linewidth=0)
                 axes.stairs(shares, edges, color=colour, linewidth=1.4)
+        if threshold is not None:
+            axes.axvline(threshold, color=LINE, linewidth=1.2, linestyle=(0, (3, 2)))
         axes.grid(visible=False, axis="x")
         axes.set_xlim(low, high)
         axes.set_ylim(bottom=0)
@@ -101,10 +113,16 @@ def roc_points(ranking: Ranking) -> tuple[np.ndarray, np.ndarray]:
     return grid, np.interp(grid, fpr, tpr)
 
 
-def roc(name: str, alt: str, curves: Sequence[tuple[np.ndarray, np.ndarray]], most: int) -> str:
+def roc(
+    name: str,
+    alt: str,
+    curves: Sequence[tuple[np.ndarray, np.ndarray]],
+    most: int,
+    everything: tuple[np.ndarray, np.ndarray],
+) -> str:
     """A curve a class, the first ones in the colours NAMED and others, up to `most` in all, faint; the mean of all; all images.
 
-    curves: (scores, labels) of each class, both labels in each.
+    curves: (scores, labels) of each class, both labels in each; everything: those of all images.
     """
 
     def plot(axes: Axes) -> None:
@@ -114,8 +132,7 @@ def roc(name: str, alt: str, curves: Sequence[tuple[np.ndarray, np.ndarray]], mo
             is_named = number < len(NAMED)
             axes.plot(fpr, tpr, color=NAMED[number] if is_named else GRID, linewidth=1.3 if is_named else 0.9)
         if len(drawn) > 1:
-            together = rank_images(*(np.concatenate(parts) for parts in zip(*curves, strict=True)))
-            axes.plot(*roc_points(together), color=LINE, linewidth=1.3, linestyle=(0, (4, 2)))
+            axes.plot(*roc_points(rank_images(*everything)), color=LINE, linewidth=1.3, linestyle=(0, (4, 2)))
             axes.plot(drawn[0][0], np.mean([tpr for _, tpr in drawn], axis=0), color=LINE, linewidth=2.4)
         axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), xlabel="good images called defective", ylabel="defective images found")
         for axis in (axes.xaxis, axes.yaxis):
