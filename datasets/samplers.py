@@ -12,21 +12,23 @@ class TrainSampler(Sampler[int]):
     Rank r takes every world_size-th index, so that the k-th batches of all ranks together are the k-th batch of one
     process with a batch world_size times as large. Where the samples do not divide evenly, the order is continued from
     its start, so that all ranks take equally many. With `clsnames`, one name a sample, every class is drawn equally often
-    in an epoch of the same length: small classes repeat, of large ones each epoch sees another part.
+    in an epoch of the same length: small classes repeat, of large ones each epoch sees another part. A resumed epoch starts
+    in the middle of its order; the sampler's length is the whole epoch's all the same.
     """
 
     def __init__(self, num_samples: int, rank: int, world_size: int, seed: int, clsnames: list[str] | None = None) -> None:
         self.num_samples = num_samples
         self.rank, self.world_size = rank, world_size
         self.seed = seed
-        self.epoch = 0
+        self.epoch, self.start = 0, 0
         self.members = None
         if clsnames is not None:
             names = np.array(clsnames)
             self.members = [np.flatnonzero(names == name) for name in np.unique(names)]  # the indices of each class
 
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
+    def set_epoch(self, epoch: int, start: int = 0) -> None:
+        """Choose the order of `epoch`, behind the first `start` samples of each process."""
+        self.epoch, self.start = epoch, start
 
     def __len__(self) -> int:
         return -(-self.num_samples // self.world_size)
@@ -35,7 +37,7 @@ class TrainSampler(Sampler[int]):
         rng = np.random.default_rng([self.seed, self.epoch])
         order = rng.permutation(self.num_samples if self.members is None else self._balanced(rng))
         order = np.resize(order, len(self) * self.world_size)  # repeats the order from its start
-        return iter(order[self.rank :: self.world_size].tolist())
+        return iter(order[self.rank :: self.world_size][self.start :].tolist())
 
     def _balanced(self, rng: np.random.Generator) -> np.ndarray:
         """num_samples indices, equally many of each class; what does not divide evenly goes to random classes."""

@@ -19,7 +19,15 @@ from easydict import EasyDict
 
 from models import build_network
 from tests import tiny
-from utils.checkpoint import load_checkpoint, load_network_state, network_state, save_checkpoint
+from utils.checkpoint import (
+    LAST,
+    PREVIOUS,
+    load_checkpoint,
+    load_network_state,
+    network_state,
+    newest_whole,
+    save_checkpoint,
+)
 from utils.config import load_config
 from utils.distributed import Process
 from utils.errors import UserError
@@ -159,7 +167,8 @@ def test_our_checkpoint_holds_the_whole_run_in_plain_data(trained: Path) -> None
     assert np.dtype not in torch.serialization.get_safe_globals()  # plain torch reads it, without having been told of our types
     content = torch.load(checkpoint(trained), weights_only=True)
     assert set(content) == {
-        "epoch", "arch", "state_dict", "best_metric", "optimizer", "scheduler", "random_states", "config", "versions", "history"
+        "epoch", "arch", "state_dict", "best_metric", "optimizer", "scheduler", "random_states", "config", "versions", "history",
+        "running_epoch"
     }  # fmt: skip
     assert all(key.startswith("module.") for key in content["state_dict"])
     assert {type(leaf) for leaf in leaves(content)} <= {torch.Tensor, int, float, str, bool, type(None)}
@@ -216,6 +225,24 @@ def test_a_truncated_file_is_named(tmp_path: Path, zipped: bool) -> None:
         assert "\n" not in str(caught.value), length
 
 
+def test_changed_bytes_are_an_error_or_of_no_consequence(tmp_path: Path) -> None:
+    """In the zip form, which is ours: anywhere in the file, one at a time."""
+    path = tmp_path / "ckpt.pth.tar"
+    content = {"epoch": 1, "state_dict": {"module.a": torch.randn(50)}}
+    torch.save(content, path)
+    whole, refused = path.read_bytes(), 0
+    for place in range(0, len(whole), 3):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0x10]) + whole[place + 1 :])
+        try:
+            loaded = load_checkpoint(path)
+        except UserError:
+            refused += 1
+            continue
+        assert loaded["epoch"] == 1, place
+        assert torch.equal(loaded["state_dict"]["module.a"], content["state_dict"]["module.a"]), place
+    assert refused > 100
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -259,19 +286,34 @@ def test_weights_alone_are_evaluated_but_not_resumed(trained: Path, tmp_path: Pa
 # --- whole at any moment ---
 
 
-def test_a_full_disk_leaves_the_old_checkpoint_and_one_line(tmp_path: Path) -> None:
+def numbered(epoch: int, size: int) -> dict[str, Any]:
+    return {"epoch": epoch, "state_dict": {"module.a": torch.zeros(size)}}
+
+
+def test_a_full_disk_leaves_the_last_two_checkpoints_and_one_line(tmp_path: Path) -> None:
     size = ("mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(tmp_path))
     if os.name != "posix" or os.geteuid() != 0 or subprocess.run(size, capture_output=True, check=False).returncode:
         pytest.skip("a small disk can be mounted by root only")
     try:
-        path = tmp_path / "ckpt.pth.tar"
-        save_checkpoint(path, {"epoch": 1, "state_dict": {"module.a": torch.zeros(100)}})
+        path, previous = tmp_path / LAST, tmp_path / PREVIOUS
+        for epoch in (1, 2):
+            save_checkpoint(path, numbered(epoch, 100_000), previous)
         with pytest.raises(UserError, match=r"ckpt\.pth\.tar: cannot be written \(No space left on device\)"):
-            save_checkpoint(path, {"epoch": 2, "state_dict": {"module.a": torch.zeros(300_000)}})
-        assert load_checkpoint(path)["epoch"] == 1
-        assert os.listdir(tmp_path) == ["ckpt.pth.tar"]
+            save_checkpoint(path, numbered(3, 100_000), previous)  # three at once have no room
+        assert [load_checkpoint(file)["epoch"] for file in (path, previous)] == [2, 1]
+        assert sorted(os.listdir(tmp_path)) == sorted([LAST, PREVIOUS])
     finally:
         subprocess.run(["umount", str(tmp_path)], check=True)
+
+
+def test_the_one_before_is_kept_but_never_replaced_by_a_damaged_one(tmp_path: Path) -> None:
+    path, previous = tmp_path / LAST, tmp_path / PREVIOUS
+    for epoch in (1, 2, 3):
+        save_checkpoint(path, numbered(epoch, 100), previous)
+    assert [load_checkpoint(file)["epoch"] for file in (path, previous)] == [3, 2]
+    path.write_bytes(path.read_bytes()[:-100])
+    save_checkpoint(path, numbered(4, 100), previous)
+    assert [load_checkpoint(file)["epoch"] for file in (path, previous)] == [4, 2]
 
 
 def test_a_run_killed_at_any_moment_leaves_a_checkpoint_to_go_on_from(tmp_path: Path) -> None:
@@ -290,7 +332,7 @@ def test_a_run_killed_at_any_moment_leaves_a_checkpoint_to_go_on_from(tmp_path: 
             process.kill()
             process.wait()
         assert ("resumed from" in output.read_text()) == (epoch > 0)
-        epoch_before, epoch = epoch, load_checkpoint(last)["epoch"]
+        epoch_before, epoch = epoch, load_checkpoint(newest_whole(last.parent))["epoch"]
         assert epoch >= epoch_before + 2
     tiny.train(path, f"trainer.max_epoch={epoch + 1}", "saver.auto_resume=True")
     assert load_checkpoint(last)["epoch"] == epoch + 1

@@ -51,6 +51,18 @@ def test_padding_continues_from_the_start_of_the_order():
     assert train_parts(4, 3) == [[alone[0], alone[3]], [alone[1], alone[0]], [alone[2], alone[1]]]
 
 
+@pytest.mark.parametrize("world_size", WORLD_SIZES)
+@pytest.mark.parametrize("start", [0, 2, 7])
+def test_a_resumed_epoch_takes_the_rest_of_its_order_in_every_process(start, world_size):
+    for rank, part in enumerate(train_parts(24, world_size, epoch=3)):
+        sampler = TrainSampler(24, rank, world_size, seed=7)
+        sampler.set_epoch(3, start)
+        assert list(sampler) == part[start:]
+        assert len(sampler) == len(part)  # of the whole epoch
+        sampler.set_epoch(4)
+        assert list(sampler) == train_parts(24, world_size, epoch=4)[rank]  # the next one starts at its start
+
+
 def test_the_order_is_a_function_of_seed_and_epoch():
     assert train_parts(50, 2, epoch=3) == train_parts(50, 2, epoch=3)
     assert train_parts(50, 2, epoch=3) != train_parts(50, 2, epoch=4)

@@ -16,10 +16,10 @@ from tests import tiny
 from utils.checkpoint import load_checkpoint
 from utils.config import CLASS_OUTPUTS, load_config
 from utils.distributed import Process
+from utils.drawing import save_picture
 from utils.errors import UserError
 from utils.runs import build
 from utils.vis_decoder import check_set, draw_check_images, draw_pair, load_decoder, train_decoder, training_classes
-from utils.visualize import save_picture
 
 TOOL = tiny.ROOT / "tools" / "train_vis_decoder.py"
 SECTIONS = ("dataset", "criterion", "trainer", "saver", "net")
@@ -200,6 +200,7 @@ def test_everything_is_written_below_the_folder_of_the_class(path: Path) -> None
     assert written - tensorboard == {
         "cup/checkpoints/ckpt.pth.tar",
         "cup/checkpoints/ckpt_best.pth.tar",
+        "cup/checkpoints/ckpt_previous.pth.tar",
         "cup/vis/epoch_0001.jpg",
     }
 

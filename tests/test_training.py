@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,14 @@ from torch import nn
 from datasets import build_dataloader, build_dataset
 from models import build_network
 from models.network import Network
+from models.reconstructions import UniAD
 from tests import tiny
-from utils.checkpoint import load_checkpoint, save_checkpoint
+from utils.checkpoint import BEST, LAST, PREVIOUS, load_checkpoint, save_checkpoint
 from utils.config import load_config
 from utils.distributed import Process
 from utils.errors import UserError
 from utils.losses import Criterion
-from utils.training import Trainer, build_optimizer, build_scheduler, train_one_epoch
+from utils.training import Trainer, build_optimizer, build_scheduler, compile_last, train_one_epoch
 
 
 @pytest.fixture
@@ -137,7 +139,8 @@ def test_an_evaluation_that_fails_loses_no_epoch(path: Path) -> None:
     (path.parent / "data/cup/test/hole/000.png").write_bytes(b"no image")
     with pytest.raises(UserError, match=r"hole/000\.png .*is not an image"):
         train(path, "run", "dataset.feature_cache.mode=off")  # which would have found it before the first epoch
-    assert load_checkpoint(path.parent / "run/ckpt.pth.tar")["epoch"] == 1
+    content = load_checkpoint(path.parent / "run/ckpt.pth.tar")
+    assert (content["epoch"], content["running_epoch"]["images"]) == (0, 10)  # all its images, but not what comes after them
 
 
 def test_nothing_to_train_is_an_error(path: Path) -> None:
@@ -168,7 +171,8 @@ def test_overwrite_starts_anew_and_load_path_is_not_read(path: Path) -> None:
     load_path = f"saver.load_path={path.parent}/run/ckpt.pth.tar"
     anew = train(path, "run", load_path, "saver.auto_resume=True", overwrite=True)
     assert_same(anew, fresh)
-    assert sorted(file.name for file in (path.parent / "run").iterdir()) == ["ckpt.pth.tar", "ckpt_best.pth.tar"]
+    assert {file.name for file in (path.parent / "run").iterdir()} == {LAST, PREVIOUS, BEST}
+    assert load_checkpoint(path.parent / "run" / PREVIOUS)["epoch"] == 0
     (path.parent / "garbage").write_text("no checkpoint")
     assert_same(train(path, "other", f"saver.load_path={path.parent}/garbage"), fresh)
 
@@ -335,3 +339,30 @@ def test_bfloat16_trains_to_nearly_the_same_loss_with_float32_weights(path: Path
     assert losses["bfloat16"] != losses["float32"]
     assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.02)
     assert {tensor.dtype for tensor in runs["bfloat16"]["state_dict"].values()} == {torch.float32, torch.int64}
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler, g++ is not installed")
+def test_a_compiled_model_has_the_same_loss_gradients_and_state_dict() -> None:
+    torch.manual_seed(0)
+    settings = {"hidden_dim": 8, "nhead": 2, "num_encoder_layers": 1, "num_decoder_layers": 1, "dim_feedforward": 8}
+    model = UniAD([6], [8], [4, 4], False, False, dropout=0.0, **settings)
+    batch = {"feature_align": torch.randn(2, 6, 4, 4)}
+
+    def step() -> list[torch.Tensor]:
+        model.zero_grad()
+        loss = (model(batch)["feature_rec"] - batch["feature_align"]).square().mean()
+        loss.backward()
+        return [loss.detach(), *(parameter.grad.clone() for parameter in model.parameters())]
+
+    names, eager = list(model.state_dict()), step()
+    compile_last(nn.Sequential(nn.Identity(), model), torch.device("cpu"))
+    torch.testing.assert_close(step(), eager, rtol=1e-5, atol=1e-6)
+    assert torch._dynamo.utils.counters["frames"]["ok"] > 0
+    assert list(model.state_dict()) == names
+
+
+def test_compiling_without_a_compiler_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(UserError, match=r"trainer.compile needs a C\+\+ compiler: install g\+\+"):
+        compile_last(nn.Sequential(nn.Identity()), torch.device("cpu"))

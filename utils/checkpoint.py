@@ -1,11 +1,14 @@
-"""The checkpoint format: what is in the file, how it is written whole, and how it is read without running code from it."""
+"""Checkpoints: the format, how a file is written whole and read without running code from it, and which to go on from."""
 
 import io
+import logging
+import os
 import re
 import warnings
+import zipfile
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -14,6 +17,7 @@ from torch import Tensor, nn
 from utils.errors import UserError
 from utils.files import write_atomically
 
+LAST, PREVIOUS, BEST, ALL = "ckpt.pth.tar", "ckpt_previous.pth.tar", "ckpt_best.pth.tar", "ckpt*.pth.tar"
 PREFIX = "module."  # published checkpoints were saved from inside DistributedDataParallel
 
 # What a published checkpoint holds beside tensors and plain data: EasyDicts (as plain mappings) and one numpy.float64.
@@ -27,25 +31,40 @@ SAFE_GLOBALS = [
 ]
 
 
-def save_checkpoint(path: str | Path, content: dict[str, Any]) -> None:
+log = logging.getLogger("uniad")
+
+
+def save_checkpoint(path: str | Path, content: dict[str, Any], previous: Path | None = None) -> None:
     """Write `content` (tensors, numbers, texts, lists and dicts) to a temporary file, then rename it to `path`.
 
-    Raises UserError naming the path if the disk does not take it.
+    With `previous`, the file that had the name gets that one, if it is whole: at any moment one of the two is. Raises
+    UserError naming the path if the disk does not take it; then nothing is renamed.
     """
     buffer = io.BytesIO()  # torch.save hides a full disk behind an error of its own, so it writes to memory first
     torch.save(content, buffer)
-    write_atomically(path, lambda file: file.write(buffer.getbuffer()))
+
+    def write(file: BinaryIO) -> None:
+        file.write(buffer.getbuffer())
+        if previous and is_sound(path):
+            file.flush()
+            os.fsync(file.fileno())  # the new one is whole before the old one loses its name
+            os.replace(path, previous)
+
+    write_atomically(path, write)
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
     """Read a checkpoint of ours or of the published implementation, on the CPU; nothing in the file is ever run.
 
-    Raises UserError naming the file if it is missing, truncated or something else.
+    Raises UserError naming the file if it is missing, truncated, changed or something else. Files in torch's old form, which
+    the published code may have written, have no checksums: changed bytes are not seen there.
     """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: there is no such checkpoint")
     try:
+        if is_zip(path) and not is_sound(path):  # torch does not look at the checksums
+            raise zipfile.BadZipFile
         with warnings.catch_warnings(), torch.serialization.safe_globals(SAFE_GLOBALS):
             warnings.simplefilter("ignore")  # of foreign files: what matters is said below
             content = torch.load(path, map_location="cpu", weights_only=True)
@@ -59,6 +78,80 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     if not isinstance(state_dict, dict) or not all(isinstance(tensor, Tensor) for tensor in state_dict.values()):
         raise UserError(f"{path}: not a checkpoint of this project, it has no state_dict of tensors")
     return content
+
+
+def is_zip(path: Path) -> bool:
+    """Whether the file begins as torch's zip form does, by which torch knows it."""
+    with open(path, "rb") as file:
+        return file.read(4) == b"PK\x03\x04"
+
+
+def is_sound(path: str | Path) -> bool:
+    """Whether there is a zip file at `path`, and every part of it fits its checksum."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except Exception:  # bytes that are wrong make zipfile raise many things
+        return False
+
+
+def find_start(saver: dict[str, Any], overwrite: bool) -> Path | None:
+    """The checkpoint to go on from, None for a new run; `saver` is the configuration's section.
+
+    Raises UserError where a new run would write over checkpoints without having been told to.
+    """
+    folder = Path(saver["save_dir"])
+    if overwrite:
+        if saver["resume_model"]:
+            raise UserError("--overwrite starts anew and saver.resume_model goes on: choose one of them")
+        return None
+    if saver["auto_resume"] and (newest := newest_whole(folder)):
+        return newest
+    if saver["resume_model"]:
+        return Path(saver["resume_model"])
+    if any(folder.glob(ALL)):
+        raise UserError(
+            f"{folder} holds checkpoints of an earlier run: go on from it with saver.auto_resume=True, "
+            "start anew over it with --overwrite, or choose another saver.save_dir"
+        )
+    return None
+
+
+def newest_whole(folder: Path) -> Path | None:
+    """The newer of the last two checkpoints that can be read, with a warning where that is not the last one.
+
+    None where there is neither. Raises UserError where no one of those there are can be read.
+    """
+    errors = []
+    for path in (folder / LAST, folder / PREVIOUS):
+        if not path.is_file():
+            continue
+        try:
+            load_checkpoint(path)
+        except UserError as error:
+            errors.append(str(error))
+            continue
+        if path.name == PREVIOUS:  # without an error: the run was killed between two renames
+            log.warning("%s: going on from %s", errors[0] if errors else f"{folder / LAST}: it is not there", path.name)
+        return path
+    if errors:
+        raise UserError(
+            f"{'; '.join(errors)}; nothing to go on from: name another checkpoint with saver.auto_resume=False and "
+            "saver.resume_model, or start anew with --overwrite"
+        )
+    return None
+
+
+def remove_checkpoints(folder: str | Path) -> None:
+    """Remove an earlier run's checkpoints, so that nothing can go on from them by mistake."""
+    for path in Path(folder).glob(ALL):
+        path.unlink()
+
+
+def remove_leftovers(folder: str | Path) -> None:
+    """Remove what a run left that was killed while it saved."""
+    for path in Path(folder).glob(".ckpt*.tmp"):
+        path.unlink()
 
 
 def network_state(network: nn.Module) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""The one exception for what a person can mend."""
+"""The exceptions that a tool ends with in one line: what a person can mend, and a run that was asked to stop."""
 
 
 class UserError(Exception):
@@ -10,3 +10,7 @@ class UserError(Exception):
     def __str__(self) -> str:
         # A DataLoader worker re-raises with its traceback written in front of the message; only the message is for people.
         return super().__str__().rsplit("UserError: ", 1)[-1].strip()
+
+
+class Interrupted(Exception):
+    """A run that a signal asked to stop, and that has saved where it was. The message is one line; see utils.cli.run."""

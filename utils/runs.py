@@ -14,19 +14,20 @@ from torch.utils.data import DataLoader
 
 from datasets import ImageDataset, build_dataloader, build_dataset
 from models import build_network
-from utils.checkpoint import load_checkpoint, load_network_state
+from utils.checkpoint import find_start, load_checkpoint, load_network_state, remove_checkpoints
 from utils.config import to_plain
 from utils.distributed import Process, barrier, broadcast, share_weights
 from utils.errors import UserError
 from utils.evaluation import Evaluation, compute_metrics, evaluate, format_table, missing_metrics, without_nan, write_results
-from utils.feature_cache import FeatureDataset, cached
-from utils.files import write_text
+from utils.feature_cache import FeatureDataset, cached, on_main
+from utils.files import check_writable, write_text
 from utils.gallery import headline_score, save_gallery
-from utils.log import open_tensorboard
+from utils.intervals import bootstrap, format_intervals, write_intervals
+from utils.log import remove_events
 from utils.losses import Criterion
 from utils.precision import choose_precision
 from utils.seeding import make_reproducible, seed_everything
-from utils.training import Trainer, build_optimizer, build_scheduler, find_start, fit, remove_checkpoints
+from utils.training import Trainer, build_optimizer, build_scheduler, fit
 from utils.versions import versions
 from utils.visualize import save_pictures
 
@@ -35,7 +36,9 @@ log = logging.getLogger("uniad")
 
 def train(config: EasyDict, process: Process, overwrite: bool = False) -> None:
     """Train as configured, from a checkpoint or anew; every process must call it."""
-    start = find_start(config.saver, overwrite)
+    start = on_main(lambda: find_start(config.saver, overwrite), process)
+    for folder in (config.saver.save_dir, config.evaluator.save_dir):
+        on_main(lambda folder=folder: check_writable(folder), process)
     seed = start_random(config, process)
     train_set, test_set = (build_dataset(config.dataset, split, seed) for split in ("train", "test"))
     key, val_freq = config.evaluator.key_metric, config.trainer.val_freq_epoch
@@ -49,30 +52,24 @@ def train(config: EasyDict, process: Process, overwrite: bool = False) -> None:
         cached(data, trainer.network, plain, process, split) for data, split in ((train_set, "train"), (test_set, "test"))
     )
     if overwrite:
-        clear_checkpoints(config, process)
+        clear_run(config, process)
     train_loader, test_loader = (
         load(data, config, split, process, seed) for data, split in ((train_set, "train"), (test_set, "test"))
     )
-    writer = open_tensorboard(config.saver.log_dir, process)
     precision = choose_precision(config.trainer.precision, process.device)
 
     def validate() -> dict[str, float]:
         evaluation = evaluate(trainer.network, test_loader, trainer.criterion, process, precision=precision)
-        if evaluation is None:
+        results = compute_metrics(evaluation, config.evaluator.metrics, process)
+        if not process.is_main:
             return {}
-        results = compute_metrics(evaluation, config.evaluator.metrics)
         print_results(results, evaluation.losses.mean(), config)
         write_results(config.evaluator.save_dir, evaluation, results, config.evaluator.metrics)
-        for name, value in results.items():
-            if math.isfinite(value):
-                writer.add_scalar(f"test/{name}", value, trainer.epoch)
-        if math.isnan(results[key]):
+        if math.isnan(results.get(key, math.nan)):  # its class may have had no image that could be read
             log.warning("evaluator.key_metric %s has no number, so no checkpoint is the best", key)
         return results
 
-    fit(trainer, train_loader, validate, key, plain, writer, val_freq, save_freq=val_freq)
-    if writer:
-        writer.close()
+    fit(trainer, train_loader, validate, key, plain, val_freq, save_freq=val_freq)
     if process.is_main:
         log.info("ckpt.pth.tar is the result")
         if math.isfinite(trainer.best_metric):
@@ -91,7 +88,8 @@ def build_trainer(config: EasyDict, process: Process, start: Path | None, best_m
     trainer = Trainer(network, Criterion(config.criterion), optimizer, scheduler, process, best_metric=best_metric)
     if start:
         trainer.restore(start, to_plain(config.trainer))
-        log.info("resumed from %s after epoch %d of %d", start, trainer.epoch, config.trainer.max_epoch)
+        images = f" and {trainer.images} images of the next" if trainer.images else ""
+        log.info("resumed from %s after epoch %d of %d%s", start, trainer.epoch, config.trainer.max_epoch, images)
     elif init_from:
         load_network_state(network, load_checkpoint(init_from)["state_dict"], init_from)
         log.info("new run with the weights of %s", init_from)
@@ -107,16 +105,18 @@ def is_trained(trainer: Trainer, config: EasyDict) -> bool:
     return True
 
 
-def clear_checkpoints(config: EasyDict, process: Process) -> None:
-    """Remove an earlier run's checkpoints, once every process has read what it starts from."""
+def clear_run(config: EasyDict, process: Process) -> None:
+    """Remove an earlier run's checkpoints and curves, once every process has read what it starts from."""
     barrier(process)
     if process.is_main:
         remove_checkpoints(config.saver.save_dir)
+        remove_events(config.saver.log_dir)
 
 
 def evaluate_checkpoint(config: EasyDict, process: Process) -> None:
-    """Evaluate `saver.load_path`: the table, metrics.json, scores.csv, and the pictures and features that are configured."""
+    """Evaluate `saver.load_path`: table, scores and intervals, and the pictures and features that are configured."""
     start_random(config, process)
+    on_main(lambda: check_writable(config.evaluator.save_dir), process)
     content = load_checkpoint(config.saver.load_path)
     network = build(config, process, with_pretrained=False)
     load_network_state(network, content["state_dict"], config.saver.load_path)
@@ -127,15 +127,18 @@ def evaluate_checkpoint(config: EasyDict, process: Process) -> None:
     recon_dir = (getattr(reconstruction, "save_recon", None) or {}).get("save_dir")
     precision = choose_precision(config.trainer.precision, process.device)
     evaluation = evaluate(network, loader, Criterion(config.criterion), process, recon_dir, precision)
-    if evaluation is None:
+    results = compute_metrics(evaluation, config.evaluator.metrics, process)
+    if not process.is_main:
         return
-    results = compute_metrics(evaluation, config.evaluator.metrics)
     write_results(config.evaluator.save_dir, evaluation, results, config.evaluator.metrics)
     print_results(results, evaluation.losses.mean(), config)
+    intervals = bootstrap(evaluation, config.evaluator.metrics, results)
+    write_intervals(config.evaluator.save_dir, intervals)
+    log.info("%s", format_intervals(intervals))
     for style in ("vis_compound", "vis_single"):
         if config.evaluator[style]:
             save_pictures(style, evaluation, test_set, **config.evaluator[style])
-            log.info("%s: pictures of %d images in %s", style, len(test_set), config.evaluator[style].save_dir)
+            log.info("%s: pictures of %d images in %s", style, len(evaluation), config.evaluator[style].save_dir)
     log.info("report: %s", write_report_of(config, content, evaluation, test_set))
 
 

@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import cv2
@@ -13,15 +13,16 @@ from torch import Tensor, nn
 
 from datasets import ImageDataset, build_dataset
 from datasets.lists import read_list
-from utils.checkpoint import load_checkpoint, load_network_state
+from utils.checkpoint import find_start, load_checkpoint, load_network_state
 from utils.config import load_config, to_plain
 from utils.distributed import Process
+from utils.drawing import save_picture
 from utils.errors import UserError
-from utils.log import open_tensorboard
+from utils.feature_cache import on_main
+from utils.files import check_writable
 from utils.naming import ANY_CLASS, matching_classes, names_in_class
-from utils.runs import build, build_trainer, clear_checkpoints, describe, is_trained, load, start_random
-from utils.training import find_start, fit
-from utils.visualize import save_picture
+from utils.runs import build, build_trainer, clear_run, describe, is_trained, load, start_random
+from utils.training import fit
 
 NUM_CHECKS = 8  # images on a check sheet
 
@@ -31,7 +32,8 @@ log = logging.getLogger("uniad")
 def train_decoder(config: EasyDict, process: Process, overwrite: bool = False) -> None:
     """Train the decoder of dataset.class_name as configured, with a check sheet now and then; every process must call it."""
     check_net(config)
-    start = find_start(config.saver, overwrite)
+    start = on_main(lambda: find_start(config.saver, overwrite), process)
+    on_main(lambda: check_writable(config.saver.save_dir), process)
     seed = start_random(config, process)
     train_set = build_dataset(config.dataset, "train", seed)
     train_loader = load(train_set, config, "train", process, seed)
@@ -41,20 +43,17 @@ def train_decoder(config: EasyDict, process: Process, overwrite: bool = False) -
     if is_trained(trainer, config):
         return
     if overwrite:
-        clear_checkpoints(config, process)
+        clear_run(config, process)
 
     def draw_sheet() -> dict[str, float]:
         if process.is_main and config.visualization:
             chosen = np.linspace(0, len(checks) - 1, min(NUM_CHECKS, len(checks))).round().astype(int)
-            sheet = np.hstack([draw_pair(trainer.network, checks, int(index)) for index in chosen])
-            save_picture(Path(config.visualization.vis_dir) / f"epoch_{trainer.epoch:04d}.jpg", sheet)
+            if pairs := [pair for _, pair in draw_pairs(trainer.network, checks, chosen.tolist())]:
+                save_picture(Path(config.visualization.vis_dir) / f"epoch_{trainer.epoch:04d}.jpg", np.hstack(pairs))
         return {}
 
-    writer = open_tensorboard(config.saver.log_dir, process)
     vis_freq = config.visualization.vis_freq_epoch if config.visualization else config.trainer.max_epoch
-    fit(trainer, train_loader, draw_sheet, "loss", to_plain(config), writer, val_freq=vis_freq, save_freq=1)
-    if writer:
-        writer.close()
+    fit(trainer, train_loader, draw_sheet, "loss", to_plain(config), val_freq=vis_freq, save_freq=1)
     log.info("%s is the result", Path(config.saver.save_dir) / "ckpt.pth.tar")
 
 
@@ -64,10 +63,11 @@ def draw_check_images(config: EasyDict, process: Process) -> None:
         raise UserError("visualization is off in this configuration: there is no vis_dir to draw into")
     network = load_decoder(config, process)
     checks = check_set(config)
-    for index, name in enumerate(names_in_class(checks.filenames, checks.clsnames)):
-        pair = draw_pair(network, checks, index)
-        save_picture(Path(config.visualization.vis_dir) / f"{name}.jpg", pair)
-    log.info("pictures of %d images in %s", len(checks), config.visualization.vis_dir)
+    names, count = names_in_class(checks.filenames, checks.clsnames), 0
+    for index, pair in draw_pairs(network, checks, range(len(checks))):
+        save_picture(Path(config.visualization.vis_dir) / f"{names[index]}.jpg", pair)
+        count += 1
+    log.info("pictures of %d images in %s", count, config.visualization.vis_dir)
 
 
 def training_classes(path: str | Path, overrides: Sequence[str] = ()) -> list[str]:
@@ -77,7 +77,7 @@ def training_classes(path: str | Path, overrides: Sequence[str] = ()) -> list[st
     if ANY_CLASS not in meta_file:
         return sorted({record["clsname"] for record in read_list(meta_file)})
     if not (classes := matching_classes(meta_file)):
-        raise UserError(f"there is no list {meta_file}; tools/make_lists.py --per-class-dir makes one for each class")
+        raise UserError(f"there is no list {meta_file}; tools/prepare_data.py KIND --per_class_dir NAME makes one for each class")
     return classes
 
 
@@ -104,6 +104,17 @@ def load_decoder(config: EasyDict, process: Process) -> nn.Module:
     network = build(config, process, with_pretrained=False)
     load_network_state(network, content["state_dict"], config.saver.load_path)
     return network.eval()
+
+
+def draw_pairs(network: nn.Module, data: ImageDataset, indices: Iterable[int]) -> Iterator[tuple[int, np.ndarray]]:
+    """Index and `draw_pair` of each image; one that cannot be read is a UserError, or, as configured, a line of the log."""
+    for index in indices:
+        try:
+            yield index, draw_pair(network, data, index)
+        except UserError as error:
+            if data.on_bad_image == "stop":
+                raise
+            log.warning("skipped: %s", error)
 
 
 @torch.no_grad()
