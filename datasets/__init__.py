@@ -1,8 +1,8 @@
 """What is read from disk: data sets, and the loaders that make batches of them."""
 
 import torch
-from torch.utils.data import DataLoader
 
+from datasets.bad_images import ImageLoader, SampleReader
 from datasets.base import ImageDataset
 from datasets.cifar10 import CIFAR10Dataset
 from datasets.custom import CustomDataset
@@ -13,15 +13,22 @@ from utils.errors import UserError
 
 
 def build_dataset(cfg: dict, split: str, seed: int = 0) -> ImageDataset:
-    """The data set of a split, "train" or "test"; cfg is the configuration's `dataset` section, its paths absolute."""
-    cfg = _of_split(cfg, split)
+    """The data set of a split; cfg is the configuration's `dataset` section, its paths absolute.
+
+    split: "train", "test", or "holdout", the images of training that `holdout` leaves out of it.
+    """
+    cfg = _of_split(cfg, "train" if split == "holdout" else split)
     training = split == "train"  # only then is there a random generator, and with it augmentation
     options = {key: cfg[key] for key in ("hflip", "vflip", "rotate", "colorjitter") if key in cfg}
     options |= {key: cfg[key] for key in ("input_size", "pixel_mean", "pixel_std")}
     if cfg["type"] == "custom":
         reader = ImageReader(**cfg["image_reader"]["kwargs"])
         transform = Transform(**options, color_mode=reader.color_mode)
-        return CustomDataset(cfg["meta_file"], reader, transform, training, seed, cfg.get("class_name"))
+        parts = {} if split == "test" else {"holdout": cfg.get("holdout", 0), "held_out": split == "holdout"}
+        parts["on_bad_image"] = cfg.get("on_bad_image", "stop")
+        return CustomDataset(cfg["meta_file"], reader, transform, training, seed, cfg.get("class_name"), **parts)
+    if cfg.get("holdout"):
+        raise UserError(f"dataset.holdout is for data sets of type custom, not {cfg['type']}")
     if cfg["type"] == "cifar10":
         transform = Transform(**options, resample="lanczos")
         return CIFAR10Dataset(cfg["root_dir"], cfg["normals"], transform, training, seed)
@@ -29,11 +36,12 @@ def build_dataset(cfg: dict, split: str, seed: int = 0) -> ImageDataset:
 
 
 def build_dataloader(
-    dataset: ImageDataset, cfg: dict, split: str, rank: int = 0, world_size: int = 1, seed: int = 0, pin_memory: bool = False
-) -> DataLoader:
+    dataset: SampleReader, cfg: dict, split: str, rank: int = 0, world_size: int = 1, seed: int = 0, pin_memory: bool = False
+) -> ImageLoader:
     """The loader of a process; batch_size and workers are each process's own, a last smaller batch is kept.
 
-    In training set `dataset.epoch` and call `loader.sampler.set_epoch` before each epoch.
+    In training set `dataset.epoch` and call `loader.sampler.set_epoch` before each epoch. A signal to the whole process group
+    does not end its workers.
     """
     cfg = _of_split(cfg, split)
     if split == "train":
@@ -41,7 +49,7 @@ def build_dataloader(
         sampler = TrainSampler(len(dataset), rank, world_size, seed, clsnames)
     else:
         sampler = EvalSampler(len(dataset), rank, world_size)
-    return DataLoader(
+    return ImageLoader(
         dataset,
         batch_size=cfg["batch_size"],
         sampler=sampler,

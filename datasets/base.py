@@ -4,12 +4,12 @@ import os
 from pathlib import Path
 
 import numpy as np
-from torch.utils.data import Dataset
 
+from datasets.bad_images import SampleReader
 from datasets.transforms import Transform
 
 
-class ImageDataset(Dataset):
+class ImageDataset(SampleReader):
     """A list of labelled images; a subclass says how to read one.
 
     A sample is a dict: image 3 x H x W float32, mask 1 x H x W float32 in {0, 1}, label 0 (normal) or 1 (anomalous),
@@ -20,16 +20,26 @@ class ImageDataset(Dataset):
     """
 
     def __init__(
-        self, filenames: list[str], labels: list[int], clsnames: list[str], transform: Transform, training: bool, seed: int
+        self,
+        filenames: list[str],
+        labels: list[int],
+        clsnames: list[str],
+        transform: Transform,
+        training: bool,
+        seed: int,
+        on_bad_image: str = "stop",
     ) -> None:
-        self.filenames, self.labels, self.clsnames = filenames, labels, clsnames
+        super().__init__(filenames, training, on_bad_image)
+        self.labels, self.clsnames = labels, clsnames
         self.transform = transform
-        self.training = training
         self.seed = seed
         self.epoch = 0
 
     def load(self, index: int) -> tuple[np.ndarray, np.ndarray | None]:
-        """The original image, h x w x 3 uint8, and its mask, h x w in {0, 1}, or None where there is none."""
+        """The original image, h x w x 3 uint8, and its mask, h x w in {0, 1}, or None where there is none.
+
+        Raises UserError for an image or a mask that cannot be read.
+        """
         raise NotImplementedError
 
     def read_rgb(self, index: int) -> np.ndarray:
@@ -39,9 +49,6 @@ class ImageDataset(Dataset):
     def sources(self) -> list[tuple[str, int, int]]:
         """Path, size in bytes and time of the last change in ns of every file that samples are read from, in their order."""
         raise NotImplementedError
-
-    def __len__(self) -> int:
-        return len(self.filenames)
 
     def __getitem__(self, index: int) -> dict:
         original, mask = self.load(index)
@@ -60,6 +67,9 @@ class ImageDataset(Dataset):
 
 
 def describe_file(path: str | Path) -> tuple[str, int, int]:
-    """Path, size in bytes and time of the last change in ns."""
-    status = os.stat(path)
+    """Path, size in bytes and time of the last change in ns, both -1 where there is no such file."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):  # ValueError: not a path that could be
+        return str(path), -1, -1
     return str(path), status.st_size, status.st_mtime_ns

@@ -1,5 +1,7 @@
 """Any data set given as an image folder and a list of its images."""
 
+import hashlib
+
 import numpy as np
 
 from datasets.base import ImageDataset, describe_file
@@ -10,7 +12,10 @@ from utils.errors import UserError
 
 
 class CustomDataset(ImageDataset):
-    """The images named in `meta_file` (see `datasets.lists`), in the order of its lines; `class_name`: of this class only."""
+    """The images named in `meta_file` (see `datasets.lists`), in the order of its lines; `class_name`: of this class only.
+
+    holdout: the share of each class's normal images that is left out; with `held_out` those alone are taken.
+    """
 
     def __init__(
         self,
@@ -20,6 +25,9 @@ class CustomDataset(ImageDataset):
         training: bool,
         seed: int = 0,
         class_name: str | None = None,
+        holdout: float = 0.0,
+        held_out: bool = False,
+        on_bad_image: str = "stop",
     ) -> None:
         records = read_list(meta_file)
         if class_name is not None:
@@ -27,6 +35,9 @@ class CustomDataset(ImageDataset):
             records = [record for record in records if record["clsname"] == class_name]
             if not records:
                 raise UserError(f"{meta_file} has no image of the class '{class_name}': its classes are {', '.join(classes)}")
+        if holdout or held_out:
+            chosen = choose_held_out(records, holdout)
+            records = [record for record in records if (record["filename"] in chosen) == held_out]
         super().__init__(
             filenames=[record["filename"] for record in records],
             labels=[record["label"] for record in records],
@@ -34,15 +45,22 @@ class CustomDataset(ImageDataset):
             transform=transform,
             training=training,
             seed=seed,
+            on_bad_image=on_bad_image,
         )
         self.masknames = [record["maskname"] for record in records]
         self.meta_file = meta_file
         self.reader = reader
-        try:  # now, not hours later in the middle of an epoch
+        self._check_files()  # now, not hours later in the middle of an epoch
+
+    def _check_files(self) -> None:
+        """UserError where a file is missing; where those are skipped, if no image is there."""
+        if self.on_bad_image == "skip" and any(map(self.reader.exists, self.filenames)):
+            return
+        try:
             for name in (*self.filenames, *filter(None, self.masknames)):
-                reader.check_exists(name)
+                self.reader.check_exists(name)
         except UserError as error:
-            raise UserError(f"{error} (listed in {meta_file})") from None
+            raise UserError(f"{error} (listed in {self.meta_file})") from None
 
     def load(self, index: int) -> tuple[np.ndarray, np.ndarray | None]:
         """As in `ImageDataset`, the image in the reader's color_mode; UserError for a bad file or a mask of another size."""
@@ -65,3 +83,17 @@ class CustomDataset(ImageDataset):
         """As in `ImageDataset`: each image and, directly behind it, its mask if it has one."""
         pairs = zip(self.filenames, self.masknames, strict=True)
         return [describe_file(self.reader.image_dir / name) for pair in pairs for name in pair if name]
+
+
+def choose_held_out(records: list[dict], share: float) -> set[str]:
+    """The names of `share` of each class's normal images, rounded, and never all of them.
+
+    A name's hash decides, so that it is the same images whatever the seed and the order of the list, and nearly the same ones
+    when images come and go; those of a smaller share are among those of a larger one.
+    """
+    chosen = set()
+    for clsname in {record["clsname"] for record in records}:
+        names = {record["filename"] for record in records if record["clsname"] == clsname and record["label"] == 0}
+        ranked = sorted(names, key=lambda name: hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest())
+        chosen.update(ranked[: min(round(share * len(names)), len(names) - 1)])
+    return chosen

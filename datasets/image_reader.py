@@ -1,5 +1,6 @@
 """Images and masks read from a folder with OpenCV."""
 
+import os
 from pathlib import Path
 
 import cv2
@@ -43,9 +44,12 @@ class ImageReader:
         mask = self._decode(name, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)  # H x W x 3
         return (mask > 0).any(axis=2).astype(np.uint8)
 
+    def exists(self, name: str) -> bool:
+        return os.path.isfile(self.image_dir / name)
+
     def check_exists(self, name: str) -> None:
         """UserError where there is no such file."""
-        if not (self.image_dir / name).is_file():
+        if not self.exists(name):
             raise UserError(f"there is no file {name} in image_dir {self.image_dir}")
 
     def _decode(self, name: str, flags: int) -> np.ndarray:
@@ -54,8 +58,8 @@ class ImageReader:
             data = (self.image_dir / name).read_bytes()
         except FileNotFoundError:
             raise UserError(f"there is no file {name} in image_dir {self.image_dir}") from None
-        except OSError as error:
-            raise UserError(f"cannot read {name} in image_dir {self.image_dir}: {error.strerror}") from None
+        except (OSError, ValueError) as error:  # ValueError: not a path that could be
+            raise UserError(f"cannot read {name} in image_dir {self.image_dir}: {getattr(error, 'strerror', error)}") from None
         try:
             image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
         except cv2.error:  # an empty file, or a picture past OpenCV's limit of size

@@ -130,16 +130,6 @@ def test_a_mistake_in_evaluation_is_one_line_and_no_file(
     assert files(path.parent) == before
 
 
-def test_an_error_in_the_middle_of_a_run_leaves_the_last_checkpoint_whole(path: Path) -> None:
-    tiny.train(path, "dataset.feature_cache.mode=off")
-    spoil(f"data/{IMAGE}", b"no image")(path.parent)
-    before = {file: file.stat().st_mtime_ns for file in files(path.parent)}
-    with pytest.raises(UserError, match=IMAGE):
-        tiny.train(path, "trainer.max_epoch=2", "saver.auto_resume=True", "dataset.feature_cache.mode=off")
-    assert {file: file.stat().st_mtime_ns for file in files(path.parent)} == before
-    assert load_checkpoint(path.parent / "checkpoints/ckpt.pth.tar")["epoch"] == 1
-
-
 def test_a_map_that_is_not_finite_names_the_image(path: Path, checkpoint: Path) -> None:
     content = load_checkpoint(checkpoint)
     content["state_dict"]["module.reconstruction.output_proj.bias"].fill_(float("nan"))

@@ -62,7 +62,7 @@ KEYS: dict[str, Key] = {
     "port": Key(
         "int",
         None,
-        "MASTER_PORT under Slurm, where the environment gives none; the job's number is added",
+        "Slurm: where processes meet, job and step number added; if busy, the next free port. MASTER_PORT comes first",
         least=1024,
         most=55535,
     ),
@@ -72,6 +72,7 @@ KEYS: dict[str, Key] = {
     "dataset.test": Key("mapping", {}, "dataset keys that hold for evaluation only, e.g. meta_file"),
     "dataset.meta_file": Key("path", None, "custom: the JSON-lines list of images; stands in train and test"),
     "dataset.class_name": Key("str", None, "custom: only the images of this class; none: of all classes"),
+    "dataset.separate": on_off("custom: train_val works on one model a class, each below CLASS/, and joins their tables"),
     "dataset.image_reader.type": Key("str", "opencv", "custom: what decodes images", ("opencv",)),
     "dataset.image_reader.kwargs.image_dir": Key("path", REQUIRED, "custom: the folder that names in the list are relative to"),
     "dataset.image_reader.kwargs.color_mode": Key(
@@ -84,6 +85,16 @@ KEYS: dict[str, Key] = {
     "dataset.pixel_std": Key("triple", REQUIRED, "deviation that is divided by"),
     "dataset.batch_size": Key("int", REQUIRED, "images a batch in each process", least=1),
     "dataset.workers": Key("int", 2, "processes that read images for each process", least=0),
+    "dataset.on_bad_image": Key(
+        "str",
+        "stop",
+        "custom: what an image (or mask) that is missing or cannot be read does: end the run with its name, or be left out, "
+        "counted and reported; in training the next one takes its place",
+        ("stop", "skip"),
+    ),
+    "dataset.holdout": Key(
+        "number", 0, "custom: share of each class's normal training images kept for calibrate.py", least=0, most=0.9
+    ),
     "dataset.feature_cache.mode": Key(
         "str", "auto", "train: compute frozen features once, read them back; auto: unless images are augmented", ("auto", "off")
     ),
@@ -110,6 +121,7 @@ KEYS: dict[str, Key] = {
         "what the network computes in; auto: bfloat16 where the device has units for it",
         ("float32", "bfloat16", "auto"),
     ),
+    "trainer.compile": on_off("torch.compile the subnet that trains: minutes before the first step, no gain seen on CPU"),
     "trainer.val_freq_epoch": Key("int", 10, "evaluate and save every so many epochs, and after the last", least=1),
     "trainer.print_freq_step": Key("int", 50, "a log line every so many steps", least=1),
     "trainer.tb_freq_step": Key("int", 10, "TensorBoard scalars every so many steps", least=1),
@@ -118,10 +130,11 @@ KEYS: dict[str, Key] = {
     "trainer.optimizer.type": Key("str", REQUIRED, "which optimiser", ("AdamW", "Adam", "SGD")),
     "trainer.optimizer.kwargs": Key("mapping", REQUIRED, "its arguments, as in torch.optim"),
     # files
-    "saver.auto_resume": on_off("train: go on from save_dir's last checkpoint if there is one", True),
+    "saver.auto_resume": on_off("train: go on from save_dir's newest whole checkpoint if there is one", True),
     "saver.resume_model": Key("path", None, "train: go on from this checkpoint (auto_resume comes first)"),
     "saver.init_from": Key("path", None, "train: start a new run from this checkpoint's weights (ours)"),
     "saver.always_save": on_off("keep ckpt_<epoch>.pth.tar of every evaluation as well", True),
+    "saver.save_freq_step": Key("int", None, "train: save every so many steps as well, for long epochs; none: not", least=1),
     "saver.load_path": Key("path", "checkpoints/ckpt.pth.tar", "evaluate (-e): the checkpoint"),
     "saver.save_dir": Key("path", "checkpoints", "where checkpoints are written"),
     "saver.log_dir": Key("path", "log", "where the log and TensorBoard's files are written"),
@@ -160,6 +173,12 @@ KEYS: dict[str, Key] = {
     "net[backbone].kwargs.outlayers": Key("ints", REQUIRED, "layers whose feature maps are used, from 1"),
     "net[backbone].kwargs.pretrained_model": Key(
         "path", "", "file with the ImageNet weights; empty: bundled, cached or downloaded"
+    ),
+    "net[timm].kwargs.name": Key("str", REQUIRED, "the model as timm calls it, e.g. vit_base_patch14_reg4_dinov2"),
+    "net[timm].kwargs.pretrained": on_off("start from its pretrained weights", True),
+    "net[timm].kwargs.outlayers": Key("ints", REQUIRED, "levels of a multi-scale model or blocks of a ViT that are used, from 1"),
+    "net[timm].kwargs.pretrained_model": Key(
+        "path", "", "file with its weights (.pth, .safetensors); empty: from the hub's cache, else downloaded"
     ),
     "net[MFCN].kwargs.outstrides": Key("strides", REQUIRED, "stride of the one feature grid, e.g. [16]"),
     "net[UniAD].kwargs.pos_embed_type": Key("str", "learned", "position embedding", ("learned", "sine")),
@@ -207,6 +226,7 @@ OPTIONAL = frozenset(
 # What `net[].type` may say, and the name its keys stand under in KEYS.
 SUBNET_KINDS: dict[str, str] = {
     **{f"models.backbones.{name}": "backbone" for name in SPECS},
+    "models.backbones.timm": "timm",
     "models.necks.MFCN": "MFCN",
     "models.reconstructions.UniAD": "UniAD",
     "models.reconstructions.VisDecoder": "VisDecoder",

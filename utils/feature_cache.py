@@ -3,7 +3,7 @@
 <dir>/<split>-<16 hex digits of the key's hash>/ holds, a row an image in the order of the data set,
     features.bin  C x h x w numbers of the configured dtype
     masks.bin     H x W bits
-    sizes.bin     two int32, height and width of the original
+    sizes.bin     two int32, height and width of the original; 0, as all of its row, for an image that could not be read
 and key.json, everything that decides the rows. It is built under a name that nobody reads, and renamed when it is whole.
 """
 
@@ -18,6 +18,7 @@ import socket
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,12 +26,12 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from datasets import EvalSampler, ImageDataset
+from datasets import EvalSampler, ImageDataset, ImageLoader, SampleReader
 from utils.distributed import Process, broadcast, gather, to_device
 from utils.errors import UserError
+from utils.skipped import report_skipped
 from utils.versions import versions
 
 FORMAT = 1  # raise it when the files change, or when changed code makes other features of the same weights
@@ -43,22 +44,33 @@ log = logging.getLogger("uniad")
 T = TypeVar("T")
 
 
+class ImagesChanged(UserError):
+    """Images are not what they were when the key was made."""
+
+
 def cached(
     data: ImageDataset, network: nn.Module, cfg: dict[str, Any], process: Process, split: str
 ) -> "ImageDataset | FeatureDataset":
     """`data` with its features from the cache, which is built where there is none yet; `data` itself where caching is off.
 
     `network` has the weights it will be used with; cfg is the whole configuration. One line says what was read or built, or
-    why there is no cache. Every process must call it. Raises UserError for an image that cannot be read, features that the
-    dtype cannot hold, and a folder that not all processes see.
+    why there is no cache. Every process must call it. Raises UserError for an image that cannot be read, unless those are
+    skipped, features that the dtype cannot hold, and a folder that not all processes see.
     """
     settings = {**cfg["dataset"], **(cfg["dataset"].get(split) or {})}
     if settings["feature_cache"]["mode"] == "off":
         return data
     reason = why_not(data, network)
     if reason is None:
+        arguments = (data, network, cfg["net"], settings, process, split)
         try:
-            return open_or_build(data, network, cfg["net"], settings, process, split)
+            try:
+                return open_or_build(*arguments)
+            except ImagesChanged:  # in every process
+                if data.on_bad_image == "stop":
+                    raise
+                log.warning("feature cache: images were changed while their features were computed, it is built once more")
+                return open_or_build(*arguments)
         except OSError as error:  # the same one in every process
             reason = f"{error.filename or settings['feature_cache']['dir']}: {error.strerror or error}"
     log.info("feature cache: off for the %s images: %s", SPLITS[split], reason)
@@ -84,23 +96,26 @@ def open_or_build(
     started = time.monotonic()
     folder = Path(settings["feature_cache"]["dir"])
 
-    def look() -> tuple[Cache, bool]:
+    def look() -> tuple[Cache, str]:
         cache = Cache.of_key(make_key(data, network, net, settings, process.device), folder, split)
-        return cache, cache.is_whole()
+        return cache, cache.fault(data)
 
-    cache, is_whole = on_main(look, process)
-    if not is_whole:
-        loader = DataLoader(
-            data,
+    cache, fault = on_main(look, process)
+    if fault:
+        images = copy(data)
+        images.training = False  # all are read in order: none takes the place of a bad one
+        loader = ImageLoader(
+            images,
             batch_size=settings["batch_size"],
             sampler=EvalSampler(len(data), process.rank, process.world_size),
             num_workers=settings["workers"],
             pin_memory=process.device.type == "cuda",
             generator=torch.Generator(),  # starting a loader leaves the global random state alone
         )
-        build(cache, loader, network, process)
+        build(cache, fault, loader, network, process)
+        report_skipped(loader, process, "feature cache")
     check_shared(cache.is_whole(), folder, process)
-    source = "read from" if is_whole else f"built in {time.monotonic() - started:.0f} s:"
+    source = f"built in {time.monotonic() - started:.0f} s:" if fault else "read from"
     megabytes = sum(cache.files.values()) / 1e6
     log.info("feature cache: %d %s images, %.1f MB, %s %s", len(data), SPLITS[split], megabytes, source, cache.folder)
     return FeatureDataset(data, cache)
@@ -180,8 +195,28 @@ class Cache:
         except (OSError, ValueError):
             return False
 
-    def allocate(self) -> Path:
-        """A new folder to build in, its files at full size. Removes what killed runs left, and a cache that is not whole."""
+    def bad_rows(self, folder: Path | None = None) -> list[int]:
+        """The images that could not be read; `folder`: where the files are, if they do not have their name yet."""
+        return np.flatnonzero(np.fromfile((folder or self.folder) / "sizes.bin", np.int64) == 0).tolist()
+
+    def fault(self, data: ImageDataset) -> str:
+        """Why it must be built, as the predicate of a sentence; empty: it serves.
+
+        UserError for an image that cannot be read, then as now, unless those are skipped.
+        """
+        if not self.is_whole():
+            return "is damaged"
+        for index in self.bad_rows():
+            try:
+                data.load(index)
+                return f"lacks {data.filenames[index]}, which can be read now"
+            except UserError:
+                if data.on_bad_image == "stop":
+                    raise
+        return ""
+
+    def allocate(self, fault: str) -> Path:
+        """A new folder to build in, its files at full size. Removes what killed runs left, and the cache that has the fault."""
         parent, host = self.folder.parent, socket.gethostname()
         parent.mkdir(parents=True, exist_ok=True)
         for leftover in parent.glob(f".*-{'[0-9a-f]' * 16}.{host}.*.tmp"):
@@ -189,7 +224,7 @@ class Cache:
                 shutil.rmtree(leftover, ignore_errors=True)
         temporary = parent / f".{self.folder.name}.{host}.{os.getpid()}.tmp"
         if self.folder.exists():
-            log.info("feature cache: %s is damaged, it is built again", self.folder)
+            log.info("feature cache: %s %s, it is built again", self.folder, fault)
             with suppress(FileNotFoundError):  # another run found it too, and was quicker
                 self.folder.rename(temporary)
                 shutil.rmtree(temporary)
@@ -227,13 +262,15 @@ def is_another_process(pid: int) -> bool:
     return pid != os.getpid()
 
 
-def build(cache: Cache, loader: DataLoader, network: nn.Module, process: Process) -> None:
+def build(cache: Cache, fault: str, loader: ImageLoader, network: nn.Module, process: Process) -> None:
     """Build the folder of `cache`, each process with its share of the images; errors as in `open_or_build`."""
-    temporary = on_main(cache.allocate, process)
+    temporary = on_main(lambda: cache.allocate(fault), process)
 
     def finish() -> None:
         if hash_images(loader.dataset) != cache.key["images"]:
-            raise UserError(f"images were changed while their features were computed for {cache.folder}: start again")
+            raise ImagesChanged(f"images were changed while their features were computed for {cache.folder}: start again")
+        if len(cache.bad_rows(temporary)) == len(loader.dataset):
+            raise UserError(f"no image can be read, of {len(loader.dataset)}: see the log")
         cache.publish(temporary)
 
     try:
@@ -250,8 +287,11 @@ def build(cache: Cache, loader: DataLoader, network: nn.Module, process: Process
 
 
 @torch.no_grad()
-def write_rows(folder: Path, cache: Cache, loader: DataLoader, network: nn.Module, process: Process) -> None:
-    """Compute the features of the loader's images in float32 and write their rows to their places in the files of `folder`."""
+def write_rows(folder: Path, cache: Cache, loader: ImageLoader, network: nn.Module, process: Process) -> None:
+    """Compute the features of the loader's images in float32 and write their rows to their places in the files of `folder`.
+
+    The rows of images that are skipped stay as they were allocated, zeros.
+    """
     subnets = [subnet.eval() for subnet in list(network.children())[:-1]]
     dtype = getattr(torch, cache.key["dtype"])
     with ExitStack() as stack:
@@ -279,24 +319,23 @@ def write_rows(folder: Path, cache: Cache, loader: DataLoader, network: nn.Modul
             os.fsync(file.fileno())
 
 
-class FeatureDataset(Dataset):
+class FeatureDataset(SampleReader):
     """The images of `data` as their features, from a whole cache.
 
-    A sample is a dict as in `ImageDataset`, with feature_align C x h x w float32 in the place of the image.
+    A sample is a dict as in `ImageDataset`, with feature_align C x h x w float32 in the place of the image; an image that could
+    not be read for the cache is bad here too.
     """
 
     def __init__(self, data: ImageDataset, cache: Cache) -> None:
+        super().__init__(data.filenames, data.training, data.on_bad_image)
         self.data, self.cache = data, cache
-        self.filenames, self.labels, self.clsnames = data.filenames, data.labels, data.clsnames
+        self.labels, self.clsnames, self.warned = data.labels, data.clsnames, data.warned
         self.epoch = 0
         self.maps: list[np.ndarray] = []
 
     def read_rgb(self, index: int) -> np.ndarray:
         """The original picture, h x w x 3 uint8 RGB, for visualisation."""
         return self.data.read_rgb(index)
-
-    def __len__(self) -> int:
-        return len(self.filenames)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "maps": []}  # a worker maps the files itself: pickled, a map would be the whole array
@@ -309,6 +348,9 @@ class FeatureDataset(Dataset):
         height, width = self.cache.key["input_size"]
         dtype, shape = getattr(torch, self.cache.key["dtype"]), self.cache.key["shape"][1:]
         original_height, original_width = size.view(np.int32).tolist()
+        if not original_height:
+            self.data.load(index)  # says why
+            raise UserError(f"{self.filenames[index]} could not be read when features were computed: start again to take it in")
         return {
             "feature_align": torch.from_numpy(features).view(dtype).reshape(shape).float(),
             "mask": torch.from_numpy(np.unpackbits(mask, count=height * width)).reshape(1, height, width).float(),

@@ -1,6 +1,7 @@
 """Writing files whole or not at all."""
 
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
@@ -27,6 +28,17 @@ def write_atomically(path: str | Path, write: Callable[[BinaryIO], None]) -> Non
             temporary.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror or error})") from None
+
+
+def check_writable(folder: str | Path) -> None:
+    """Raise UserError if no file can be written into `folder`, which need not be there yet: before hours of work are lost."""
+    folder = Path(folder)
+    there = next(place for place in (folder, *folder.parents) if place.exists())
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror or error})") from None
 
 
 def write_text(path: str | Path, text: str) -> None:
