@@ -28,7 +28,7 @@ demo-vis: setup   ## after make demo: train a vis decoder, draw reconstructions 
 	@echo "reconstructions: experiments/demo/vis_recon/result/$(CLASS)   queries: experiments/demo/vis_query/result/$(CLASS)"
 
 test: lint   ## check the code and run the tests
-	$(VENV_PYTHON) -m pytest tests
+	OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest tests --numprocesses=auto --maxprocesses=4 --dist=loadfile
 
 lint: .venv/.installed-tests   ## check the code only
 	$(VENV_PYTHON) -m ruff check .
