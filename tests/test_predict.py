@@ -297,10 +297,13 @@ def test_a_camera_stands_by_itself(run, image: Path) -> None:
         run("0", image)
 
 
-@pytest.mark.parametrize("given", ["missing", "in", "in/*.png"])
-def test_nothing_found_is_an_error_that_names_it(run, tmp_path: Path, given: str) -> None:
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [("missing", "there is no such file"), ("in", "there is no image"), ("in/*.png", "the pattern matches no image")],
+)
+def test_nothing_found_is_an_error_that_names_it(run, tmp_path: Path, given: str, reason: str) -> None:
     (tmp_path / "in").mkdir()
-    with pytest.raises(UserError, match="there is no"):
+    with pytest.raises(UserError, match=reason):
         run(tmp_path / given)
     assert not (tmp_path / "out").exists()
 

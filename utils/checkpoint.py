@@ -61,7 +61,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"{path}: there is no such checkpoint")
+        raise UserError(f"{path}: there is no such checkpoint; train first, or name another")
     try:
         if is_zip(path) and not is_sound(path):  # torch does not look at the checksums
             raise zipfile.BadZipFile

@@ -72,5 +72,5 @@ def _check_all_good(root: Path, folder: str) -> None:
         if part.casefold() in BAD_NAMES:
             raise UserError(
                 f"{root / folder}: '{part}' sounds like defective images, but beside it there is no folder of good ones "
-                f"({', '.join(GOOD_NAMES)}); name that folder with --good"
+                f"({', '.join(GOOD_NAMES)}); name that folder with --good, or move images that lie beside folders"
             )

@@ -62,6 +62,8 @@ def predict_into(out: str | Path, checkpoint: str | Path, predictor: Predictor, 
     if not has_score(inputs, output):
         raise UserError(f"no image could be predicted: {listed(errors[:1])}{f' (all of them: {path})' if errors[1:] else ''}")
     lines = [f"{output.scores}: {len(output.done) - before} images predicted, {before} were there already"]
+    if options.threshold is None:
+        lines.append("no decisions, as there is no threshold: give one with --threshold, or find one with tools/calibrate.py")
     if errors:
         lines.append(f"{path}: {len(errors)} without a score")
         lines += [f"  {listed([error])}" for error in errors[:LISTED]]

@@ -58,7 +58,10 @@ def find_inputs(given: Sequence[str], out: str | Path) -> Inputs:
             found.paths += paths
         else:
             has_magic = glob.has_magic(text)
-            reason = "there is no image or video in it" if path.is_dir() or has_magic else "there is no such file or folder"
+            if path.is_dir():
+                reason = "there is no image or video in it"
+            else:
+                reason = "the pattern matches no image or video" if has_magic else "there is no such file or folder"
             found.missing.append((text, reason))
     found.paths = list(dict.fromkeys(found.paths))
     if found.camera is not None and len(given) > 1:
