@@ -38,7 +38,11 @@ def run(main: Callable[[], None]) -> None:
         if not (reason := describe_lost_ranks(error)):
             raise
         print(f"{prefix}{reason}", file=sys.stderr)
-        sys.exit(1)  # the least of all codes, so that the lost rank's own becomes the launcher's
+        sys.stdout.flush()
+        sys.stderr.flush()
+        # 1 is the least of all codes, so that the lost rank's own becomes the launcher's. At once: a thread of gloo's that
+        # still waits for the lost rank can abort an interpreter that takes its time to end.
+        os._exit(1)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
