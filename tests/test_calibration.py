@@ -154,11 +154,6 @@ def trained(tmp_path_factory) -> Path:
     return path
 
 
-@pytest.fixture(scope="module")
-def checkpoint(trained: Path) -> Path:
-    return trained.parent / "checkpoints/ckpt.pth.tar"
-
-
 @pytest.fixture
 def run(trained: Path, monkeypatch, capsys):
     """The tool in this process; returns what it prints."""

@@ -24,20 +24,6 @@ from utils.predict.sources import IMAGES
 PREDICT = tiny.ROOT / "tools" / "predict.py"
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory) -> Path:
-    """The configuration of a trained and evaluated network."""
-    path = tiny.make(tmp_path_factory.mktemp("trained"))
-    tiny.train(path)
-    tiny.evaluate(path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def checkpoint(trained: Path) -> Path:
-    return trained.parent / "checkpoints/ckpt.pth.tar"
-
-
 @pytest.fixture
 def image(trained: Path) -> Path:
     return trained.parent / "data/cup/test/good/000.png"

@@ -18,20 +18,6 @@ from utils.predictor import Predictor
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory) -> Path:
-    """The configuration of a trained and evaluated network."""
-    path = tiny.make(tmp_path_factory.mktemp("trained"))
-    tiny.train(path)
-    tiny.evaluate(path)
-    return path
-
-
-@pytest.fixture(scope="module")
-def checkpoint(trained: Path) -> Path:
-    return trained.parent / "checkpoints/ckpt.pth.tar"
-
-
-@pytest.fixture(scope="module")
 def predictor(checkpoint: Path) -> Predictor:
     return Predictor.from_checkpoint(checkpoint)
 

@@ -31,13 +31,6 @@ def path(tmp_path: Path) -> Path:
     return tiny.make(tmp_path)
 
 
-@pytest.fixture
-def said(caplog):
-    """The lines of the log so far."""
-    caplog.set_level("INFO", "uniad")
-    return lambda: "\n".join(caplog.messages)
-
-
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> dict[str, Any]:
     """The last checkpoint of a run in one process that nobody interrupted."""

@@ -29,13 +29,6 @@ def path(tmp_path: Path) -> Path:
     return tiny.make(tmp_path)
 
 
-@pytest.fixture
-def said(caplog):
-    """The lines of the log so far."""
-    caplog.set_level("INFO", "uniad")
-    return lambda: "\n".join(caplog.messages)
-
-
 def assert_same(one: Any, other: Any, where: str = "") -> None:
     """Equal to the last bit, in nested dicts and lists of tensors and values."""
     if isinstance(one, torch.Tensor):
