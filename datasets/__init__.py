@@ -21,17 +21,18 @@ def build_dataset(cfg: dict, split: str, seed: int = 0) -> ImageDataset:
     training = split == "train"  # only then is there a random generator, and with it augmentation
     options = {key: cfg[key] for key in ("hflip", "vflip", "rotate", "colorjitter") if key in cfg}
     options |= {key: cfg[key] for key in ("input_size", "pixel_mean", "pixel_std")}
+    pseudo_anomalies = cfg.get("pseudo_anomalies", False)
     if cfg["type"] == "custom":
         reader = ImageReader(**cfg["image_reader"]["kwargs"])
         transform = Transform(**options, color_mode=reader.color_mode)
         parts = {} if split == "test" else {"holdout": cfg.get("holdout", 0), "held_out": split == "holdout"}
-        parts["on_bad_image"] = cfg.get("on_bad_image", "stop")
+        parts |= {"on_bad_image": cfg.get("on_bad_image", "stop"), "pseudo_anomalies": pseudo_anomalies}
         return CustomDataset(cfg["meta_file"], reader, transform, training, seed, cfg.get("class_name"), **parts)
     if cfg.get("holdout"):
         raise UserError(f"dataset.holdout is for data sets of type custom, not {cfg['type']}")
     if cfg["type"] == "cifar10":
         transform = Transform(**options, resample="lanczos")
-        return CIFAR10Dataset(cfg["root_dir"], cfg["normals"], transform, training, seed)
+        return CIFAR10Dataset(cfg["root_dir"], cfg["normals"], transform, training, seed, pseudo_anomalies)
     raise UserError(f"dataset.type {cfg['type']!r} is not one of custom, cifar10")
 
 

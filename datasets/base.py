@@ -6,17 +6,22 @@ from pathlib import Path
 import numpy as np
 
 from datasets.bad_images import SampleReader
-from datasets.transforms import Transform
+from datasets.pseudo import paste_defect
+from datasets.transforms import Transform, mask_to_tensor
+from utils.errors import UserError
+
+DONOR_SHARE = 1 / 3  # of artificial defects are filled from another image
 
 
 class ImageDataset(SampleReader):
     """A list of labelled images; a subclass says how to read one.
 
     A sample is a dict: image 3 x H x W float32, mask 1 x H x W float32 in {0, 1}, label 0 (normal) or 1 (anomalous),
-    clsname, filename, height and width (of the original), index (its position in the data set).
+    clsname, filename, height and width (of the original), index (its position in the data set). With `pseudo_anomalies` one
+    for training also has pseudo, which is image with an artificial defect, and pseudo_mask, the pixels that this changed.
 
-    Augmentation depends on (seed, epoch, index) alone, so neither the number of workers or processes nor a resumed run
-    changes it. The training loop sets `epoch` before each epoch.
+    Augmentation and defects depend on (seed, epoch, index) alone, so neither the number of workers or processes nor a resumed
+    run changes them. The training loop sets `epoch` before each epoch.
     """
 
     def __init__(
@@ -28,12 +33,14 @@ class ImageDataset(SampleReader):
         training: bool,
         seed: int,
         on_bad_image: str = "stop",
+        pseudo_anomalies: bool = False,
     ) -> None:
         super().__init__(filenames, training, on_bad_image)
         self.labels, self.clsnames = labels, clsnames
         self.transform = transform
         self.seed = seed
         self.epoch = 0
+        self.pseudo_anomalies = pseudo_anomalies
 
     def load(self, index: int) -> tuple[np.ndarray, np.ndarray | None]:
         """The original image, h x w x 3 uint8, and its mask, h x w in {0, 1}, or None where there is none.
@@ -53,10 +60,10 @@ class ImageDataset(SampleReader):
     def __getitem__(self, index: int) -> dict:
         original, mask = self.load(index)
         rng = np.random.default_rng([self.seed, self.epoch, index]) if self.training else None
-        image, mask = self.transform(original, mask, rng)
-        return {
-            "image": image,
-            "mask": mask,
+        image, mask = self.transform.arrays(original, mask, rng)
+        sample = {
+            "image": self.transform.to_tensor(image),
+            "mask": mask_to_tensor(mask),
             "label": self.labels[index],
             "clsname": self.clsnames[index],
             "filename": self.filenames[index],
@@ -64,6 +71,21 @@ class ImageDataset(SampleReader):
             "width": original.shape[1],
             "index": index,
         }
+        if rng is not None and self.pseudo_anomalies:
+            donor = self._read_donor(rng) if rng.random() < DONOR_SHARE else None
+            pseudo, pseudo_mask = paste_defect(image, donor, rng)
+            sample |= {"pseudo": self.transform.to_tensor(pseudo), "pseudo_mask": mask_to_tensor(pseudo_mask)}
+        return sample
+
+    def _read_donor(self, rng: np.random.Generator) -> np.ndarray | None:
+        """Any image of the data set, H x W x 3 uint8, or None where it cannot be read and such images are skipped."""
+        try:
+            donor, _ = self.load(rng.integers(len(self)))
+        except UserError:
+            if self.on_bad_image == "stop":
+                raise
+            return None  # it is reported when it is itself a sample
+        return self.transform.arrays(donor, None, None)[0]
 
 
 def describe_file(path: str | Path) -> tuple[str, int, int]:

@@ -23,7 +23,15 @@ class CIFAR10Dataset(ImageDataset):
     classes all anomalous test images are taken, with others a fixed random draw. No masks. UserError for what cannot be.
     """
 
-    def __init__(self, root_dir: str, normals: list[int], transform: Transform, training: bool, seed: int = 0) -> None:
+    def __init__(
+        self,
+        root_dir: str,
+        normals: list[int],
+        transform: Transform,
+        training: bool,
+        seed: int = 0,
+        pseudo_anomalies: bool = False,
+    ) -> None:
         self._check_normals(normals, training)
         folder = Path(root_dir) / FOLDER
         if not folder.is_dir():
@@ -44,6 +52,7 @@ class CIFAR10Dataset(ImageDataset):
             transform=transform,
             training=training,
             seed=seed,
+            pseudo_anomalies=pseudo_anomalies,
         )
 
     @staticmethod

@@ -28,6 +28,7 @@ class CustomDataset(ImageDataset):
         holdout: float = 0.0,
         held_out: bool = False,
         on_bad_image: str = "stop",
+        pseudo_anomalies: bool = False,
     ) -> None:
         records = read_list(meta_file)
         if class_name is not None:
@@ -46,6 +47,7 @@ class CustomDataset(ImageDataset):
             training=training,
             seed=seed,
             on_bad_image=on_bad_image,
+            pseudo_anomalies=pseudo_anomalies,
         )
         self.masknames = [record["maskname"] for record in records]
         self.meta_file = meta_file

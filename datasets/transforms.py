@@ -49,6 +49,13 @@ class Transform:
 
         Returns the image, 3 x H x W float32, and the mask, 1 x H x W float32 in {0, 1}.
         """
+        image, mask = self.arrays(image, mask, rng)
+        return self.to_tensor(image), mask_to_tensor(mask)
+
+    def arrays(
+        self, image: np.ndarray, mask: np.ndarray | None, rng: np.random.Generator | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Resized and augmented, not yet normalised: the image, H x W x 3 uint8, and the mask, H x W uint8; else as the call."""
         size = (self.width, self.height)
         image = np.asarray(Image.fromarray(image).resize(size, self.resample))  # H x W x 3
         if mask is None:
@@ -57,8 +64,12 @@ class Transform:
             mask = np.asarray(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST))  # H x W
         if rng is not None:
             image, mask = self._augment(image, mask, rng)
+        return image, mask
+
+    def to_tensor(self, image: np.ndarray) -> torch.Tensor:
+        """H x W x 3 uint8 -> 3 x H x W float32, normalised."""
         image = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1), np.float32)) / 255  # 3 x H x W
-        return (image - self.mean) / self.std, torch.from_numpy((mask > 0)[None].astype(np.float32))
+        return (image - self.mean) / self.std
 
     def _augment(self, image: np.ndarray, mask: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         if self.hflip and rng.random() < 0.5:
@@ -72,6 +83,11 @@ class Transform:
             # Hue and saturation have a meaning in RGB only.
             image = self.colorjitter(image[..., ::-1], rng)[..., ::-1] if self.bgr else self.colorjitter(image, rng)
         return image, mask
+
+
+def mask_to_tensor(mask: np.ndarray) -> torch.Tensor:
+    """H x W, anything above 0 marked -> 1 x H x W float32 in {0, 1}."""
+    return torch.from_numpy((mask > 0)[None].astype(np.float32))
 
 
 class ColorJitter:

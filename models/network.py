@@ -1,10 +1,11 @@
-"""The whole model: backbone, neck and reconstruction in a row, passing one dict along."""
+"""The whole model: backbone, neck, reconstruction and maybe a discriminator in a row, passing one dict along."""
 
 from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
 from models.backbones import BACKBONES
+from models.discriminators import Discriminator
 from models.necks import MFCN
 from models.reconstructions import UniAD, VisDecoder
 
@@ -14,6 +15,7 @@ SUBNETS: dict[str, Callable[..., nn.Module]] = {
     "models.necks.MFCN": MFCN,
     "models.reconstructions.UniAD": UniAD,
     "models.reconstructions.VisDecoder": VisDecoder,
+    "models.discriminators.Discriminator": Discriminator,
 }
 
 
@@ -35,11 +37,14 @@ class Network(nn.Module):
     def forward(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """Takes `image` Bx3xHxW (or whatever the first subnet reads); returns it with every subnet's keys added.
 
-        Where the inputs hold `feature_align` BxCxhxw already, read from a cache, only the last subnet is run.
+        Where the inputs hold `feature_align` BxCxhxw already, read from a cache, backbone and neck are not run. Where they hold
+        `pseudo`, images like `image`, the first subnet's `features` of these are in `pseudo_features`.
         """
         outputs = dict(inputs)
         subnets = list(self.children())
-        for subnet in subnets[-1:] if "feature_align" in inputs else subnets:
+        if "pseudo" in inputs:
+            outputs["pseudo_features"] = subnets[0]({"image": inputs["pseudo"]})["features"]
+        for subnet in subnets[2:] if "feature_align" in inputs else subnets:
             outputs.update(subnet(outputs))
         return outputs
 

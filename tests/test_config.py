@@ -13,6 +13,8 @@ from utils.errors import UserError
 ROOT = Path(__file__).resolve().parent.parent
 EXPERIMENTS = sorted(ROOT.glob("experiments/**/config.yaml"))
 MVTEC = ROOT / "experiments/MVTec-AD/config.yaml"
+PLUS = ROOT / "experiments/MVTec-AD-plus/config.yaml"
+ALL_BUT_DISCRIMINATOR = yaml.safe_dump(yaml.safe_load(PLUS.read_text())["net"][:3])
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: str(path.parent.relative_to(ROOT / "experiments")))
@@ -20,7 +22,8 @@ def test_every_experiment_loads_and_builds(path: Path) -> None:
     class_name = "bottle" if "vis_" in str(path) else None
     config = load_config(path, ["net.backbone.kwargs.pretrained=False"], class_name=class_name)
     network = build_network(config.net)
-    assert [name for name, _ in network.named_children()] == ["backbone", "neck", "reconstruction"]
+    ours = ["discriminator"] if "plus" in str(path) else []
+    assert [name for name, _ in network.named_children()] == ["backbone", "neck", "reconstruction", *ours]
     height, width = (config.get("dataset") or config.data).input_size
     with torch.no_grad():
         outputs = network.eval()({"image": torch.zeros(1, 3, height, width)})
@@ -36,7 +39,9 @@ def test_the_mvtec_experiment_has_the_published_values() -> None:
     assert (config.trainer.max_epoch, config.trainer.clip_max_norm, config.trainer.val_freq_epoch) == (1000, 0.1, 10)
     backbone, neck, reconstruction = config.net
     assert (backbone.type, backbone.kwargs.outlayers) == ("models.backbones.efficientnet_b4", [1, 2, 3, 4])
-    assert neck.kwargs == {"inplanes": [24, 32, 56, 160], "instrides": [2, 4, 8, 16], "outplanes": [272], "outstrides": [16]}
+    sizes = {"inplanes": [24, 32, 56, 160], "instrides": [2, 4, 8, 16], "outplanes": [272], "outstrides": [16]}
+    assert neck.kwargs == {**sizes, "standardise": False}
+    assert not config.dataset.train.get("pseudo_anomalies")
     assert reconstruction.kwargs == {
         "inplanes": [272],
         "instrides": [16],
@@ -156,6 +161,20 @@ def test_overrides_reach_sections_list_items_and_new_keys() -> None:
         ("evaluator.key_metric=mean_pixels_auc", r"key_metric 'mean_pixels_auc' is not computed: use one of .*mean_pixel_auc"),
         ("trainer.optimizer.kwargs.momentum=0.9", r"trainer\.optimizer\.kwargs do not suit AdamW: .*momentum"),
         ("trainer.optimizer.kwargs.lr=-1", r"trainer\.optimizer\.kwargs do not suit AdamW: .*learning rate"),
+        ("trainer.lr_scheduler={type: OneCycleLR, kwargs: {}}", r"lr_scheduler\.kwargs do not suit OneCycleLR: .*max_lr"),
+        (
+            "trainer.lr_scheduler={type: OneCycleLR, kwargs: {max_lr: 1.0, pct_start: 2.0}}",
+            r"do not suit OneCycleLR: .*pct_start",
+        ),
+        ("trainer.lr_scheduler.type=OneCycleLRs", r"'OneCycleLRs' is unknown: did you mean 'OneCycleLR'"),
+        ("dataset.train.pseudo_anomalies=True", r"dataset\.pseudo_anomalies are for a subnet of type .*\.Discriminator"),
+        ("dataset.pseudo_anomalies=True", r"dataset\.pseudo_anomalies are for a subnet of type .*\.Discriminator"),
+        ("dataset.train.pseudo_anomalie=True", r"is not a key: did you mean 'dataset\.train\.pseudo_anomalies'"),
+        (
+            "criterion=[{name: a, type: PseudoAnomalyLoss, kwargs: {}}]",
+            r"PseudoAnomalyLoss needs a subnet of type .*Discriminator",
+        ),
+        ("net.reconstruction.type=models.discriminators.Discriminator", r"net\.reconstruction\.kwargs\.\w+ is not a key"),
         ("trainer.lr_scheduler.kwargs={}", r"trainer\.lr_scheduler\.kwargs do not suit StepLR: .*step_size"),
         ("criterion=[{name: a, type: ImageMSELoss, kwargs: {weight: 1}}]", r"ImageMSELoss needs a subnet of type .*VisDecoder"),
         ("net.reconstruction.kwargs.neighbor_mask.mask=[True]", r"mask must be three of True and False"),
@@ -169,6 +188,50 @@ def test_a_wrong_key_or_value_is_one_line_with_the_key_and_what_to_do(override: 
     with pytest.raises(UserError, match=message) as caught:
         load_config(MVTEC, [override])
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("dataset.train.pseudo_anomalies=False", r"Discriminator learns from pseudo-anomalies: set dataset\.pseudo_anomalies to"),
+        ("criterion=[{name: a, type: FeatureMSELoss, kwargs: {}}]", r"Discriminator needs a criterion of type PseudoAnomalyLoss"),
+        ("net.neck.kwargs.standardise=False", r"Discriminator needs standardised features: set standardise of the MFCN to True"),
+        (
+            "net.discriminator.kwargs.outstride=9",
+            r"must be divisible by 9, the stride given by net\.discriminator\.kwargs\.outstride",
+        ),
+        ("net.discriminator.kwargs={}", r"net\.discriminator\.kwargs\.outstride is missing"),
+        ("net.discriminator.kwargs.outstride=[8]", r"net\.discriminator\.kwargs\.outstride must be a whole number"),
+        ("net.discriminator.kwargs.hidden_dim=1", r"net\.discriminator\.kwargs\.hidden_dim must be at least 2"),
+        ("net.discriminator.kwargs.weight=-1", r"net\.discriminator\.kwargs\.weight must be at least 0"),
+        ("net.discriminator.prev=neck", r"net\.discriminator\.prev 'neck' must be 'reconstruction'"),
+        ("net.discriminator.name=neck", r"net must be .*, each with a name of its own, and behind .*UniAD maybe .*Discriminator"),
+        (
+            "frozen_layers=[backbone, discriminator]",
+            r"net\.discriminator cannot be frozen: .* standardised by is found in training",
+        ),
+        ("frozen_layers=[backbone, neck]", r"net\.neck cannot be frozen: .* standardised by is found in training"),
+        ("net.neck.frozen=True", r"net\.neck cannot be frozen"),
+        ("trainer.lr_scheduler.kwargs.total_steps=9", r"total_steps follows from max_epoch and the data: leave it out"),
+        (f"net={ALL_BUT_DISCRIMINATOR}", r"dataset\.pseudo_anomalies are for a subnet of type .*Discriminator, which net lacks"),
+    ],
+)
+def test_what_the_discriminator_needs_is_one_line(override: str, message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        load_config(PLUS, [override])
+    assert "\n" not in str(caught.value)
+
+
+def test_the_discriminator_reads_the_backbone_s_own_maps() -> None:
+    config = load_config(PLUS, ["net.backbone.kwargs.outlayers=[2, 3]"])
+    kwargs = {"inplanes": [32, 56], "instrides": [4, 8], "outstride": 8, "hidden_dim": 128, "weight": 3.0}
+    assert config.net[3].kwargs == kwargs
+    assert config.net[1].kwargs.standardise is True
+
+
+@pytest.mark.parametrize("pct_start", [0.0, 0.1, 0.5, 1.0])
+def test_any_share_of_the_run_may_rise(pct_start: float) -> None:
+    load_config(PLUS, [f"trainer.lr_scheduler.kwargs.pct_start={pct_start}"])
 
 
 def test_reproducing_needs_a_seed() -> None:

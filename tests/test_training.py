@@ -348,7 +348,7 @@ def test_a_compiled_model_has_the_same_loss_gradients_and_state_dict() -> None:
         return [loss.detach(), *(parameter.grad.clone() for parameter in model.parameters())]
 
     names, eager = list(model.state_dict()), step()
-    compile_last(nn.Sequential(nn.Identity(), model), torch.device("cpu"))
+    compile_last(nn.Sequential(nn.Identity(), nn.Identity(), model), torch.device("cpu"))
     torch.testing.assert_close(step(), eager, rtol=1e-5, atol=1e-6)
     assert torch._dynamo.utils.counters["frames"]["ok"] > 0
     assert list(model.state_dict()) == names

@@ -20,6 +20,12 @@ from utils.losses import LOSSES
 
 log = logging.getLogger("uniad")
 
+# What `net` may be a row of.
+CHAINS = (
+    ["backbone", "MFCN", "UniAD"],
+    ["backbone", "MFCN", "UniAD", "Discriminator"],
+    ["backbone", "MFCN", "VisDecoder"],
+)
 # What training a class's vis decoder writes lies below <configuration's folder>/<class>/.
 CLASS_OUTPUTS = ("saver.save_dir", "saver.log_dir", "visualization.vis_dir")
 
@@ -163,14 +169,21 @@ def check_training(config: dict[str, Any]) -> None:
     """Try optimiser and schedule on one number, and hold losses and key metric against what the configuration computes."""
     if trainer := config.get("trainer"):
         optimizer = try_build(torch.optim, trainer["optimizer"], "trainer.optimizer", [torch.zeros(1, requires_grad=True)])
-        try_build(torch.optim.lr_scheduler, trainer["lr_scheduler"], "trainer.lr_scheduler", optimizer)
-        if trainer["lr_scheduler"]["kwargs"].get("step_size", 1) < 1:
+        schedule = trainer["lr_scheduler"]
+        if schedule["type"] == "OneCycleLR" and "total_steps" in schedule["kwargs"]:
+            raise UserError("trainer.lr_scheduler.kwargs.total_steps follows from max_epoch and the data: leave it out")
+        if not isinstance(schedule["kwargs"].get("max_lr", 1), int | float):
+            raise UserError("trainer.lr_scheduler.kwargs.max_lr must be one number; net[].lr_scale is for those of a subnet")
+        length = {"total_steps": 10**9} if schedule["type"] == "OneCycleLR" else {}
+        try_build(torch.optim.lr_scheduler, schedule, "trainer.lr_scheduler", optimizer, **length)
+        if schedule["kwargs"].get("step_size", 1) < 1:
             raise UserError("trainer.lr_scheduler.kwargs.step_size must be at least 1")
     if config["reproduce"] and config["random_seed"] is None:
         raise UserError("reproduce: True needs a random_seed")
     types = {subnet["type"] for subnet in config["net"]}
+    check_discriminator(config, types)
     for criterion in config.get("criterion", []):
-        if (needed := LOSSES[criterion["type"]].reconstruction) not in types:
+        if (needed := LOSSES[criterion["type"]].subnet) not in types:
             raise UserError(f"criterion '{criterion['name']}': {criterion['type']} needs a subnet of type {needed}")
     if evaluator := config.get("evaluator"):
         if "models.reconstructions.UniAD" not in types:
@@ -180,6 +193,24 @@ def check_training(config: dict[str, Any]) -> None:
         if not any(evaluator["key_metric"].endswith(f"_{metric}") for metric in metrics):
             choices = ", ".join(f"mean_{metric}" for metric in metrics)
             raise UserError(f"evaluator.key_metric '{evaluator['key_metric']}' is not computed: use one of {choices}")
+
+
+def check_discriminator(config: dict[str, Any], types: set[str]) -> None:
+    """Pseudo-anomalies, the subnet that learns from them and its loss go together, and need standardised features."""
+    has_subnet = "models.discriminators.Discriminator" in types
+    data = config.get("dataset")
+    has_data = bool(data and {**data, **data["train"]}["pseudo_anomalies"])
+    if has_data and not has_subnet:
+        raise UserError("dataset.pseudo_anomalies are for a subnet of type models.discriminators.Discriminator, which net lacks")
+    if not has_subnet:
+        return
+    if data and not has_data:
+        raise UserError("models.discriminators.Discriminator learns from pseudo-anomalies: set dataset.pseudo_anomalies to True")
+    if "criterion" in config and not any(item["type"] == "PseudoAnomalyLoss" for item in config["criterion"]):
+        raise UserError("models.discriminators.Discriminator needs a criterion of type PseudoAnomalyLoss")
+    necks = [subnet for subnet in config["net"] if subnet["type"] == "models.necks.MFCN"]
+    if not all(neck["kwargs"]["standardise"] for neck in necks):
+        raise UserError("models.discriminators.Discriminator needs standardised features: set standardise of the MFCN to True")
 
 
 def check_scores(metrics: dict[str, list], input_size: Sequence[int] | None) -> None:
@@ -196,9 +227,9 @@ def check_scores(metrics: dict[str, list], input_size: Sequence[int] | None) -> 
                 raise UserError(f"{where}: avgpool_size {window} is larger than dataset.input_size {list(input_size)}")
 
 
-def try_build(module: Any, section: dict[str, Any], where: str, *args: Any) -> Any:
+def try_build(module: Any, section: dict[str, Any], where: str, *args: Any, **more: Any) -> Any:
     try:
-        return getattr(module, section["type"])(*args, **section["kwargs"])
+        return getattr(module, section["type"])(*args, **section["kwargs"], **more)
     except (TypeError, ValueError) as error:
         raise UserError(f"{where}.kwargs do not suit {section['type']}: {str(error).splitlines()[0]}") from None
 
@@ -211,22 +242,31 @@ def derive_net(config: dict[str, Any]) -> None:
             raise UserError(f"frozen_layers: '{name}' is not a subnet{nearest(name, names, '')}")
     kinds = [SUBNET_KINDS[subnet["type"]] for subnet in config["net"]]
     chain = ["backbone" if kind == "timm" else kind for kind in kinds]
-    if len(set(names)) < len(names) or chain not in (["backbone", "MFCN", "UniAD"], ["backbone", "MFCN", "VisDecoder"]):
+    if len(set(names)) < len(names) or chain not in CHAINS:
         raise UserError(
-            "net must be a backbone, models.necks.MFCN and one of models.reconstructions, each with a name of its own"
+            "net must be a backbone, models.necks.MFCN and one of models.reconstructions, each with a name of its own, "
+            "and behind models.reconstructions.UniAD maybe models.discriminators.Discriminator"
         )
     data = config.get("dataset") or config.get("data") or {}
     input_size = data.get("input_size")
     planes: list[int] = []
     strides: list[int] = []
+    features: dict[str, list[int]] = {}
     for before, subnet in zip([None, *names], config["net"], strict=False):
         where, kind, kwargs = f"net.{subnet['name']}", SUBNET_KINDS[subnet["type"]], subnet["kwargs"]
         if subnet["prev"] not in (None, before):
             raise UserError(f"{where}.prev '{subnet['prev']}' must be '{before}', the subnet before it")
         subnet["frozen"] = subnet["frozen"] or subnet["name"] in config["frozen_layers"]
+        if subnet["frozen"] and (kind == "Discriminator" or kwargs.get("standardise")):
+            raise UserError(f"{where} cannot be frozen: what features are standardised by is found in training")
         if kind in ("backbone", "timm"):
             planes, strides = backbone_outputs(subnet, data)
+            features = {"inplanes": planes, "instrides": strides}
             check_divisible(input_size, max(strides), f"{where}.kwargs.outlayers")
+            continue
+        if kind == "Discriminator":
+            kwargs.update(features)
+            check_divisible(input_size, kwargs["outstride"], f"{where}.kwargs.outstride")
             continue
         kwargs.update(inplanes=planes, instrides=strides)
         if kind == "MFCN":

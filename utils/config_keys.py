@@ -109,9 +109,12 @@ KEYS: dict[str, Key] = {
     "dataset.colorjitter.hue": Key("number", 0.07, "train: range of the hue shift, in turns", least=0, most=0.5),
     "dataset.colorjitter.saturation": Key("number", 0.5, "train: range of the saturation factor around 1", least=0),
     "dataset.colorjitter.prob": Key("number", 0.5, "train: probability of each of the four", least=0, most=1),
+    "dataset.pseudo_anomalies": on_off(
+        "train: beside each image a copy with an artificial defect, for models.discriminators.Discriminator (ours)"
+    ),
     # loss and training
     "criterion[].name": Key("str", REQUIRED, "a name for the loss"),
-    "criterion[].type": Key("str", REQUIRED, "which loss", ("FeatureMSELoss", "ImageMSELoss")),
+    "criterion[].type": Key("str", REQUIRED, "which loss", ("FeatureMSELoss", "ImageMSELoss", "PseudoAnomalyLoss")),
     "criterion[].kwargs.weight": Key("number", 1.0, "its weight in the sum"),
     "trainer.max_epoch": Key("int", REQUIRED, "epochs in all", least=1),
     "trainer.clip_max_norm": Key("number", None, "gradients are scaled down to this norm; none: not at all", least=0),
@@ -125,7 +128,12 @@ KEYS: dict[str, Key] = {
     "trainer.val_freq_epoch": Key("int", 10, "evaluate and save every so many epochs, and after the last", least=1),
     "trainer.print_freq_step": Key("int", 50, "a log line every so many steps", least=1),
     "trainer.tb_freq_step": Key("int", 10, "TensorBoard scalars every so many steps", least=1),
-    "trainer.lr_scheduler.type": Key("str", "StepLR", "which schedule", ("StepLR",)),
+    "trainer.lr_scheduler.type": Key(
+        "str",
+        "StepLR",
+        "which schedule; OneCycleLR acts every step, up and then down over the whole run",
+        ("StepLR", "OneCycleLR"),
+    ),
     "trainer.lr_scheduler.kwargs": Key("mapping", REQUIRED, "its arguments, as in torch.optim.lr_scheduler"),
     "trainer.optimizer.type": Key("str", REQUIRED, "which optimiser", ("AdamW", "Adam", "SGD")),
     "trainer.optimizer.kwargs": Key("mapping", REQUIRED, "its arguments, as in torch.optim"),
@@ -166,9 +174,14 @@ KEYS: dict[str, Key] = {
     # network
     "frozen_layers": Key("names", [], "names of subnets that are not trained"),
     "net[].name": Key("str", REQUIRED, "the subnet's name; prefix of its keys in a checkpoint"),
-    "net[].type": Key("str", REQUIRED, "models.backbones.<name>, models.necks.MFCN, models.reconstructions.UniAD or VisDecoder"),
+    "net[].type": Key(
+        "str",
+        REQUIRED,
+        "models.backbones.<name>, models.necks.MFCN, models.reconstructions.UniAD or VisDecoder, models.discriminators...",
+    ),
     "net[].prev": Key("str", None, "name of the subnet it follows"),
     "net[].frozen": on_off("do not train it, as frozen_layers does"),
+    "net[].lr_scale": Key("number", 1.0, "its learning rate is the optimiser's (and the schedule's) times this (ours)", least=0),
     "net[backbone].kwargs.pretrained": on_off("start from ImageNet weights", True),
     "net[backbone].kwargs.outlayers": Key("ints", REQUIRED, "layers whose feature maps are used, from 1"),
     "net[backbone].kwargs.pretrained_model": Key(
@@ -181,6 +194,7 @@ KEYS: dict[str, Key] = {
         "path", "", "file with its weights (.pth, .safetensors); empty: from the hub's cache, else downloaded"
     ),
     "net[MFCN].kwargs.outstrides": Key("strides", REQUIRED, "stride of the one feature grid, e.g. [16]"),
+    "net[MFCN].kwargs.standardise": on_off("give each channel mean 0 and deviation 1 over the training features (ours)"),
     "net[UniAD].kwargs.pos_embed_type": Key("str", "learned", "position embedding", ("learned", "sine")),
     "net[UniAD].kwargs.hidden_dim": Key("int", REQUIRED, "width of a token inside the transformer", least=1),
     "net[UniAD].kwargs.nhead": Key("int", REQUIRED, "attention heads", least=1),
@@ -198,6 +212,9 @@ KEYS: dict[str, Key] = {
     "net[UniAD].kwargs.initializer.method": Key(
         "str", "normal", "initial weights", ("normal", "xavier_uniform", "xavier_normal", "msra_uniform", "msra_normal")
     ),
+    "net[Discriminator].kwargs.outstride": Key("int", REQUIRED, "stride of its grid, e.g. 8, finer than the neck's", least=1),
+    "net[Discriminator].kwargs.hidden_dim": Key("int", 128, "its channels", least=2),
+    "net[Discriminator].kwargs.weight": Key("number", 3.0, "what a certain defect adds to the distance, in deviations", least=0),
     "net[VisDecoder].kwargs.block_type": Key("str", REQUIRED, "residual block", ("basic", "bottle")),
     "net[VisDecoder].kwargs.width": Key(
         "int", 128, "channels of the last stage; the others in proportion. Smaller is faster (ours)", least=8
@@ -230,4 +247,5 @@ SUBNET_KINDS: dict[str, str] = {
     "models.necks.MFCN": "MFCN",
     "models.reconstructions.UniAD": "UniAD",
     "models.reconstructions.VisDecoder": "VisDecoder",
+    "models.discriminators.Discriminator": "Discriminator",
 }

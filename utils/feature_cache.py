@@ -29,6 +29,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from datasets import EvalSampler, ImageDataset, ImageLoader, SampleReader
+from models.discriminators import Discriminator
+from models.necks import Standardise
 from utils.distributed import Process, broadcast, gather, to_device
 from utils.errors import UserError
 from utils.skipped import report_skipped
@@ -83,9 +85,13 @@ def why_not(data: ImageDataset, network: nn.Module) -> str | None:
         return "this system does not reserve room on a disk"
     if active := [name for name in AUGMENTATIONS if data.training and getattr(data.transform, name)]:
         return f"augmentation ({', '.join(active)}) changes them every epoch"
-    for name, subnet in list(network.named_children())[:-1]:
+    for name, subnet in list(network.named_children())[:2]:
         if any(parameter.requires_grad for parameter in subnet.parameters()):
             return f"the {name} is trained (see frozen_layers)"
+    if any(isinstance(subnet, Discriminator) for subnet in network.children()):
+        return "the discriminator reads the backbone's own features, of pseudo-anomalies that are never twice the same"
+    if any(isinstance(module, Standardise) for module in network.modules()):
+        return "what features are standardised by is found in training"
     return None
 
 
@@ -125,7 +131,7 @@ def make_key(
     data: ImageDataset, network: nn.Module, net: list[dict], settings: dict[str, Any], device: torch.device
 ) -> dict[str, Any]:
     """Everything that decides the rows of a cache, as JSON holds it."""
-    before, neck = net[:-1], net[-2]["kwargs"]
+    before, neck = net[:2], net[1]["kwargs"]
     reader = settings.get("image_reader") or {"kwargs": {}}
     key = {
         "format": FORMAT,
@@ -134,7 +140,7 @@ def make_key(
         "dtype": settings["feature_cache"]["dtype"],
         "shape": [len(data), *neck["outplanes"], *(side // neck["outstrides"][0] for side in settings["input_size"])],
         "net": [[s["type"], {k: v for k, v in s["kwargs"].items() if k not in WHERE_FROM}] for s in before],
-        "weights": hash_weights(list(network.children())[:-1]),
+        "weights": hash_weights(list(network.children())[:2]),
         "dataset": settings["type"],
         **{name: settings[name] for name in ("input_size", "pixel_mean", "pixel_std")},
         "color_mode": reader["kwargs"].get("color_mode"),
@@ -292,7 +298,7 @@ def write_rows(folder: Path, cache: Cache, loader: ImageLoader, network: nn.Modu
 
     The rows of images that are skipped stay as they were allocated, zeros.
     """
-    subnets = [subnet.eval() for subnet in list(network.children())[:-1]]
+    subnets = [subnet.eval() for subnet in list(network.children())[:2]]
     dtype = getattr(torch, cache.key["dtype"])
     with ExitStack() as stack:
         files = [

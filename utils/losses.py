@@ -1,5 +1,6 @@
 """Training losses: each a module that takes the network's output dict and returns a number."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -7,7 +8,7 @@ from torch import Tensor, nn
 class FeatureMSELoss(nn.Module):
     """Mean squared error between reconstructed and clean features (section 3.1), times `weight`."""
 
-    reconstruction = "models.reconstructions.UniAD"
+    subnet = "models.reconstructions.UniAD"
 
     def __init__(self, weight: float = 1.0) -> None:
         super().__init__()
@@ -21,7 +22,7 @@ class FeatureMSELoss(nn.Module):
 class ImageMSELoss(nn.Module):
     """Mean squared error between the drawn and the normalised input image, times `weight`."""
 
-    reconstruction = "models.reconstructions.VisDecoder"
+    subnet = "models.reconstructions.VisDecoder"
 
     def __init__(self, weight: float = 1.0) -> None:
         super().__init__()
@@ -32,7 +33,34 @@ class ImageMSELoss(nn.Module):
         return self.weight * F.mse_loss(outputs["image_rec"], outputs["image"])
 
 
-LOSSES = {"FeatureMSELoss": FeatureMSELoss, "ImageMSELoss": ImageMSELoss}
+class PseudoAnomalyLoss(nn.Module):
+    """Binary cross-entropy of the discriminator's answers, mean over places, times `weight`; 0 in evaluation.
+
+    A place counts as defective where more than a tenth of its pixels are, and as nothing where fewer are. Defective places are
+    few, and count `DEFECTIVE` times.
+    """
+
+    subnet = "models.discriminators.Discriminator"
+    DEFECTIVE = 3.0
+    LEAST_SHARE = 0.1
+
+    def __init__(self, weight: float = 1.0) -> None:
+        super().__init__()
+        self.weight = weight
+
+    def forward(self, outputs: dict[str, Tensor]) -> Tensor:
+        """Reads `defect_logits`, 2Bx1xhxw, normal images first, then pseudo-anomalies, and their `pseudo_mask`, Bx1xHxW."""
+        if "defect_logits" not in outputs:
+            return outputs["feature_align"].new_zeros(())
+        logits = outputs["defect_logits"].float()
+        share = F.adaptive_avg_pool2d(outputs["pseudo_mask"], logits.shape[2:])  # B x 1 x h x w
+        share = torch.cat([torch.zeros_like(share), share])
+        defective = (share > self.LEAST_SHARE).float()
+        weights = torch.where(defective > 0, self.DEFECTIVE, (share == 0).float())
+        return self.weight * F.binary_cross_entropy_with_logits(logits, defective, weights)
+
+
+LOSSES = {"FeatureMSELoss": FeatureMSELoss, "ImageMSELoss": ImageMSELoss, "PseudoAnomalyLoss": PseudoAnomalyLoss}
 
 
 class Criterion(nn.Module):

@@ -44,7 +44,8 @@ def train(config: EasyDict, process: Process, overwrite: bool = False) -> None:
     key, val_freq = config.evaluator.key_metric, config.trainer.val_freq_epoch
     check_key_metric(key, test_set.clsnames)
     log.info("%d training images, %d test images; %s", len(train_set), len(test_set), describe(process))
-    trainer = build_trainer(config, process, start)
+    steps = len(load(train_set, config, "train", process, seed))
+    trainer = build_trainer(config, process, start, steps)
     if is_trained(trainer, config):
         return
     plain = to_plain(config)
@@ -76,15 +77,15 @@ def train(config: EasyDict, process: Process, overwrite: bool = False) -> None:
             log.info("ckpt_best.pth.tar is the best on the test set, %s %.4f", key, trainer.best_metric)
 
 
-def build_trainer(config: EasyDict, process: Process, start: Path | None, best_metric: float = -math.inf) -> Trainer:
+def build_trainer(config: EasyDict, process: Process, start: Path | None, steps: int, best_metric: float = -math.inf) -> Trainer:
     """What is trained, as the checkpoint `start` left it, with the weights of saver.init_from, or new.
 
-    best_metric: what a new run has, the worst value there is.
+    steps: of an epoch. best_metric: what a new run has, the worst value there is.
     """
     init_from = None if start else config.saver.init_from
     network = build(config, process, with_pretrained=not (start or init_from))
-    optimizer = build_optimizer(network, config.trainer.optimizer)
-    scheduler = build_scheduler(optimizer, config.trainer.lr_scheduler)
+    optimizer = build_optimizer(network, config.trainer.optimizer, {subnet.name: subnet.lr_scale for subnet in config.net})
+    scheduler = build_scheduler(optimizer, config.trainer.lr_scheduler, config.trainer.max_epoch * steps)
     trainer = Trainer(network, Criterion(config.criterion), optimizer, scheduler, process, best_metric=best_metric)
     if start:
         trainer.restore(start, to_plain(config.trainer))
@@ -123,13 +124,19 @@ def evaluate_checkpoint(config: EasyDict, process: Process) -> None:
     test_set = build_dataset(config.dataset, "test")
     loader = load(test_set, config, "test", process, seed=0)
     log.info("%s, epoch %s; %d test images; %s", config.saver.load_path, content.get("epoch"), len(test_set), describe(process))
-    reconstruction = getattr(network, config.net[-1].name)
+    reconstruction = getattr(network, config.net[2].name)
     recon_dir = (getattr(reconstruction, "save_recon", None) or {}).get("save_dir")
     precision = choose_precision(config.trainer.precision, process.device)
     evaluation = evaluate(network, loader, Criterion(config.criterion), process, recon_dir, precision)
     results = compute_metrics(evaluation, config.evaluator.metrics, process)
-    if not process.is_main:
-        return
+    if process.is_main:
+        write_evaluation(config, content, evaluation, results, test_set)
+
+
+def write_evaluation(
+    config: EasyDict, checkpoint: dict[str, Any], evaluation: Evaluation, results: dict[str, float], test_set: ImageDataset
+) -> None:
+    """Say and write all of an evaluation: table, scores, intervals, the configured pictures, report. One process calls it."""
     write_results(config.evaluator.save_dir, evaluation, results, config.evaluator.metrics)
     print_results(results, evaluation.losses.mean(), config)
     intervals = bootstrap(evaluation, config.evaluator.metrics, results)
@@ -139,7 +146,7 @@ def evaluate_checkpoint(config: EasyDict, process: Process) -> None:
         if config.evaluator[style]:
             save_pictures(style, evaluation, test_set, **config.evaluator[style])
             log.info("%s: pictures of %d images in %s", style, len(evaluation), config.evaluator[style].save_dir)
-    log.info("report: %s", write_report_of(config, content, evaluation, test_set))
+    log.info("report: %s", write_report_of(config, checkpoint, evaluation, test_set))
 
 
 def write_report_of(config: EasyDict, checkpoint: dict[str, Any], evaluation: Evaluation, test_set: ImageDataset) -> Path:

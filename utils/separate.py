@@ -53,7 +53,7 @@ def class_configs(path: str | Path, overrides: Sequence[str], config: EasyDict) 
     if missing := sorted(classes - tested) or ([] if classes else [config.dataset.class_name]):
         split = "test" if classes else "train"
         raise UserError(f"{meta_file(config, split)} has no image of the class '{missing[0]}'; dataset.separate needs some")
-    recon = f"net.{config.net[-1].name}.kwargs.save_recon.save_dir"
+    recon = f"net.{config.net[2].name}.kwargs.save_recon.save_dir"
     class_paths = (*OUTPUTS, *PICTURES, recon)
     configs = {}
     for clsname in sorted(classes):

@@ -62,7 +62,7 @@ def check(config: dict[str, Any] | None, path: str | Path) -> dict[str, Any]:
     """The configuration of a network that makes anomaly maps; else UserError."""
     if config is None:
         raise UserError(f"{path}: holds no configuration, as published checkpoints do not: name the one it is of with --config")
-    if config["net"][-1]["type"] != "models.reconstructions.UniAD" or not config.get("evaluator"):
+    if config["net"][2]["type"] != "models.reconstructions.UniAD" or not config.get("evaluator"):
         raise UserError(f"{path}: is of a network that makes no anomaly maps; name a checkpoint of tools/train_val.py")
     return config
 

@@ -8,9 +8,10 @@ import shutil
 import signal
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from datasets import ImageLoader
+from models.necks import Standardise
 from utils.checkpoint import (
     BEST,
     LAST,
@@ -88,35 +90,59 @@ def trained_parameters(network: nn.Module) -> list[nn.Parameter]:
     return [parameter for parameter in network.parameters() if parameter.requires_grad]
 
 
-def build_optimizer(network: nn.Module, cfg: dict[str, Any]) -> torch.optim.Optimizer:
+def build_optimizer(
+    network: nn.Module, cfg: dict[str, Any], lr_scales: Mapping[str, float] = MappingProxyType({})
+) -> torch.optim.Optimizer:
+    """lr_scales: by subnet, what its learning rate is multiplied by, where that is not 1."""
     if not (parameters := trained_parameters(network)):
         raise UserError("every subnet is frozen, there is nothing to train: see frozen_layers and net[].frozen")
     fused = {"fused": True} if parameters[0].device.type in ("cpu", "cuda") else {}  # one pass over all weights
-    return getattr(torch.optim, cfg["type"])(parameters, **{**fused, **cfg["kwargs"]})
+    groups: dict[float, list[nn.Parameter]] = {}
+    for name, parameter in network.named_parameters():
+        if parameter.requires_grad:
+            groups.setdefault(lr_scales.get(name.split(".")[0], 1.0), []).append(parameter)
+    optimizer = getattr(torch.optim, cfg["type"])(
+        [{"params": members, "lr_scale": scale} for scale, members in groups.items()], **{**fused, **cfg["kwargs"]}
+    )
+    for group in optimizer.param_groups:
+        group["lr"] *= group["lr_scale"]
+    return optimizer
 
 
-def build_scheduler(optimizer: torch.optim.Optimizer, cfg: dict[str, Any]) -> torch.optim.lr_scheduler.LRScheduler:
-    return getattr(torch.optim.lr_scheduler, cfg["type"])(optimizer, **cfg["kwargs"])
+def build_scheduler(
+    optimizer: torch.optim.Optimizer, cfg: dict[str, Any], steps: int = 0
+) -> torch.optim.lr_scheduler.LRScheduler:
+    """steps: of the whole run, which OneCycleLR is spread over."""
+    kwargs = dict(cfg["kwargs"])
+    if cfg["type"] == "OneCycleLR":
+        kwargs["max_lr"] = [kwargs["max_lr"] * group.get("lr_scale", 1.0) for group in optimizer.param_groups]
+        share = kwargs.setdefault("pct_start", 0.3)
+        if share * steps == 1:  # torch divides by the rise less one step
+            kwargs["pct_start"] = share * (1 - 1e-9)
+        kwargs["total_steps"] = steps
+    return getattr(torch.optim.lr_scheduler, cfg["type"])(optimizer, **kwargs)
 
 
 def compile_last(network: nn.Module, device: torch.device) -> None:
-    """Have torch.compile make kernels of the last subnet, the one that trains, in its first steps; its state_dict stays.
+    """Have torch.compile make kernels of what follows the neck, all that trains, in its first steps; its state_dict stays.
 
     Raises UserError where there is no C++ compiler, which a CPU's kernels need.
     """
     if device.type == "cpu" and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "g++", "clang++"))):
         raise UserError("trainer.compile needs a C++ compiler: install g++ (e.g. apt-get install g++), or set it to False")
-    list(network.children())[-1].compile()
+    for subnet in list(network.children())[2:]:
+        subnet.compile()
 
 
 def distribute(network: nn.Module, process: Process) -> nn.Module:
     """The network as this process trains it: with several of them gradients are averaged."""
     if process.world_size == 1:
         return network
-    # Statistics of a batch norm that trains are kept equal; the buffers of a frozen backbone are so already.
-    norms = any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training for m in network.modules())
+    # Statistics gathered in training are kept equal; the buffers of a frozen backbone are so already.
+    gathering = (nn.modules.batchnorm._BatchNorm, Standardise)
+    norms = any(isinstance(module, gathering) and module.training for module in network.modules())
     # A backbone has parts that are never run, and so never get a gradient: its head, and blocks past the last one used.
-    unused = any(parameter.requires_grad for subnet in list(network.children())[:-1] for parameter in subnet.parameters())
+    unused = any(parameter.requires_grad for subnet in list(network.children())[:2] for parameter in subnet.parameters())
     device_ids = [process.device.index] if process.device.type == "cuda" else None
     with warnings.catch_warnings():  # torch 2.14 renames the argument, and older ones do not know the new name
         warnings.simplefilter("ignore", FutureWarning)
@@ -148,9 +174,18 @@ class Trainer:
             self.loss_sum *= steps / self.steps
         self.steps = steps
 
+    @property
+    def by_step(self) -> bool:
+        """Whether the schedule acts every step, not every epoch."""
+        return isinstance(self.scheduler, torch.optim.lr_scheduler.OneCycleLR)
+
+    def finish_step(self) -> None:
+        if self.by_step and self.scheduler.last_epoch < self.scheduler.total_steps - 1:  # the last step's rate has no next one
+            self.step_schedule()
+
     def finish_epoch(self) -> None:
         # The published loop steps with the epoch's 0-based number, so StepLR(800) acts one epoch late: no step after the first.
-        if self.epoch > 0:
+        if self.epoch > 0 and not self.by_step:
             self.step_schedule()
         self.epoch += 1
         self.images, self.steps, self.loss_sum = 0, 0, 0.0
@@ -192,17 +227,25 @@ class Trainer:
         self.epoch, self.best_metric = int(content["epoch"]), float(content.get("best_metric", self.best_metric))
         self.history = list(content.get("history", []))
         if "scheduler" not in content:
-            for _ in range(self.epoch - 1):
+            for _ in range(0 if self.by_step else self.epoch - 1):
                 self.step_schedule()
             log.info("%s is of the published code: weights and epoch are taken, its optimiser state is left out", path)
             return
-        was, now = content["config"]["trainer"]["optimizer"]["type"], type(self.optimizer).__name__
-        if was != now:
-            raise UserError(f"{path}: trained with {was}, which {now} cannot go on from; start a new run with saver.init_from")
+        for part, present in (("optimizer", self.optimizer), ("lr_scheduler", self.scheduler)):
+            was, now = content["config"]["trainer"][part]["type"], type(present).__name__
+            if was != now:
+                raise UserError(
+                    f"{path}: trained with {was}, which {now} cannot go on from; start a new run with saver.init_from"
+                )
         try:
             self.optimizer.load_state_dict(content["optimizer"])
         except ValueError as error:
             raise UserError(f"{path}: its optimiser does not suit this configuration ({error})") from None
+        if self.by_step and content["scheduler"]["total_steps"] != self.scheduler.total_steps:
+            raise UserError(
+                f"{path}: its OneCycleLR is spread over {content['scheduler']['total_steps']} steps, this run has "
+                f"{self.scheduler.total_steps}: keep max_epoch, batch size and processes, or start a new run with saver.init_from"
+            )
         self.scheduler.load_state_dict(content["scheduler"])
         for part in ("optimizer", "lr_scheduler"):
             if content["config"]["trainer"][part] != settings[part]:
@@ -249,7 +292,8 @@ class Run:
         trainer, freq = self.trainer, self.config["saver"]["save_freq_step"]
         trainer.steps, trainer.loss_sum = step, total
         trainer.images = min(step * self.loader.batch_size * trainer.process.world_size, len(self.loader.dataset))
-        self.report(loss)
+        self.report(loss)  # with the rate of this step
+        trainer.finish_step()
         self.save_or_stop(bool(freq) and self.total % freq == 0)
 
     def report(self, loss: float) -> None:

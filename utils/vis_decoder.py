@@ -39,7 +39,7 @@ def train_decoder(config: EasyDict, process: Process, overwrite: bool = False) -
     train_loader = load(train_set, config, "train", process, seed)
     checks = check_set(config)
     log.info("%s: %d training images; %s", config.dataset.class_name, len(train_set), describe(process))
-    trainer = build_trainer(config, process, start, best_metric=math.inf)
+    trainer = build_trainer(config, process, start, len(train_loader), best_metric=math.inf)
     if is_trained(trainer, config):
         return
     if overwrite:

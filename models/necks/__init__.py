@@ -1,5 +1,6 @@
-"""What brings the backbone's feature maps onto one grid."""
+"""What joins the feature maps of a backbone on one grid."""
 
 from models.necks.mfcn import MFCN
+from models.necks.standardise import Standardise
 
-__all__ = ["MFCN"]
+__all__ = ["MFCN", "Standardise"]

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.necks.standardise import Standardise
+
 
 class MFCN(nn.Module):
     """Resize every feature map to the stride `outstrides[0]` and concatenate them on channels.
@@ -14,12 +16,18 @@ class MFCN(nn.Module):
         inplanes, instrides: channels and stride of each map in `features`.
         outplanes: one number, the sum of `inplanes`.
         outstrides: one number, the stride of the common grid.
+        standardise: give each channel mean 0 and deviation 1 over the training features (ours).
 
     Raises ValueError where these do not fit together.
     """
 
     def __init__(
-        self, inplanes: Sequence[int], outplanes: Sequence[int], instrides: Sequence[int], outstrides: Sequence[int]
+        self,
+        inplanes: Sequence[int],
+        outplanes: Sequence[int],
+        instrides: Sequence[int],
+        outstrides: Sequence[int],
+        standardise: bool = False,
     ) -> None:
         super().__init__()
         if len(inplanes) != len(instrides):
@@ -30,11 +38,13 @@ class MFCN(nn.Module):
             raise ValueError(f"MFCN: outstrides {list(outstrides)} must be one number in a list")
         self.outplanes = list(outplanes)
         self.outstrides = list(outstrides)
+        self.standardise = Standardise(sum(inplanes)) if standardise else nn.Identity()
         self.scales = [instride / outstrides[0] for instride in instrides]
 
     def forward(self, inputs: dict[str, list[Tensor]]) -> dict[str, Tensor]:
         """{"features": [BxCxhxw for each layer]} -> {"feature_align": Bx(sum of C)xHxW}."""
-        return {"feature_align": torch.cat([_resize(*pair) for pair in zip(inputs["features"], self.scales, strict=True)], dim=1)}
+        resized = [_resize(*pair) for pair in zip(inputs["features"], self.scales, strict=True)]
+        return {"feature_align": self.standardise(torch.cat(resized, dim=1))}
 
 
 def _resize(feature: Tensor, scale: float) -> Tensor:
