@@ -143,3 +143,20 @@ def test_a_rise_of_a_single_step_starts_at_the_top() -> None:
 def test_steplr_still_acts_by_the_epoch(path: Path) -> None:
     tiny.train(path, *RUN)
     assert result(path)["scheduler"]["last_epoch"] == EPOCHS - 1
+
+
+@pytest.mark.parametrize("schedule", [ONE_CYCLE, "trainer.lr_scheduler={type: StepLR, kwargs: {step_size: 1, gamma: 0.5}}"])
+def test_a_subnet_s_rate_is_always_lr_scale_times_the_others(path: Path, schedule: str) -> None:
+    config = load_config(path, [schedule])
+    network = nn.ModuleDict({"reconstruction": nn.Linear(1, 1), "discriminator": nn.Linear(1, 1)})
+    optimizer = build_optimizer(network, config.trainer.optimizer, {"reconstruction": 1.0, "discriminator": 4.0})
+    plain, scaled = optimizer.param_groups
+    assert [id(parameter) for parameter in scaled["params"]] == [id(parameter) for parameter in network["discriminator"].parameters()]
+    scheduler = build_scheduler(optimizer, config.trainer.lr_scheduler, steps=6)
+    rates = []
+    for _ in range(5):
+        rates.append(plain["lr"])
+        assert scaled["lr"] == pytest.approx(4 * plain["lr"])
+        optimizer.step()
+        scheduler.step()
+    assert len(set(rates)) > 1
