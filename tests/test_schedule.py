@@ -151,7 +151,7 @@ def test_a_subnet_s_rate_is_always_lr_scale_times_the_others(path: Path, schedul
     network = nn.ModuleDict({"reconstruction": nn.Linear(1, 1), "discriminator": nn.Linear(1, 1)})
     optimizer = build_optimizer(network, config.trainer.optimizer, {"reconstruction": 1.0, "discriminator": 4.0})
     plain, scaled = optimizer.param_groups
-    assert [id(parameter) for parameter in scaled["params"]] == [id(parameter) for parameter in network["discriminator"].parameters()]
+    assert [*map(id, scaled["params"])] == [*map(id, network["discriminator"].parameters())]
     scheduler = build_scheduler(optimizer, config.trainer.lr_scheduler, steps=6)
     rates = []
     for _ in range(5):
