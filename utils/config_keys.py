@@ -177,7 +177,8 @@ KEYS: dict[str, Key] = {
     "net[].type": Key(
         "str",
         REQUIRED,
-        "models.backbones.<name>, models.necks.MFCN, models.reconstructions.UniAD or VisDecoder, models.discriminators...",
+        "models.backbones.<name>, models.necks.MFCN, models.reconstructions.UniAD or VisDecoder, "
+        "models.discriminators.Discriminator",
     ),
     "net[].prev": Key("str", None, "name of the subnet it follows"),
     "net[].frozen": on_off("do not train it, as frozen_layers does"),

@@ -8,7 +8,8 @@ class Standardise(nn.Module):
     """Each channel less its mean, divided by its deviation, both over every feature seen in training so far.
 
     Statistics of a single batch would depend on which classes happen to be in it; those gathered here settle within tens of
-    steps. In eval mode they stand still. A channel that never changes becomes 0.
+    steps. In eval mode they stand still. A channel that never changes becomes 0. Of several processes the first one's images
+    decide, which training shares out before each step.
     """
 
     def __init__(self, channels: int) -> None:
