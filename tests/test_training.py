@@ -21,7 +21,7 @@ from utils.config import load_config
 from utils.distributed import Process
 from utils.errors import UserError
 from utils.losses import Criterion
-from utils.training import Trainer, build_optimizer, build_scheduler, compile_last, train_one_epoch
+from utils.training import Trainer, build_optimizer, build_scheduler, compile_trained, train_one_epoch
 
 
 @pytest.fixture
@@ -348,7 +348,7 @@ def test_a_compiled_model_has_the_same_loss_gradients_and_state_dict() -> None:
         return [loss.detach(), *(parameter.grad.clone() for parameter in model.parameters())]
 
     names, eager = list(model.state_dict()), step()
-    compile_last(nn.Sequential(nn.Identity(), nn.Identity(), model), torch.device("cpu"))
+    compile_trained(nn.Sequential(nn.Identity(), nn.Identity(), model), torch.device("cpu"))
     torch.testing.assert_close(step(), eager, rtol=1e-5, atol=1e-6)
     assert torch._dynamo.utils.counters["frames"]["ok"] > 0
     assert list(model.state_dict()) == names
@@ -358,4 +358,4 @@ def test_compiling_without_a_compiler_is_one_line(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CXX", raising=False)
     with pytest.raises(UserError, match=r"trainer.compile needs a C\+\+ compiler: install g\+\+"):
-        compile_last(nn.Sequential(nn.Identity()), torch.device("cpu"))
+        compile_trained(nn.Sequential(nn.Identity()), torch.device("cpu"))

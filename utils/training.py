@@ -123,7 +123,7 @@ def build_scheduler(
     return getattr(torch.optim.lr_scheduler, cfg["type"])(optimizer, **kwargs)
 
 
-def compile_last(network: nn.Module, device: torch.device) -> None:
+def compile_trained(network: nn.Module, device: torch.device) -> None:
     """Have torch.compile make kernels of what follows the neck, all that trains, in its first steps; its state_dict stays.
 
     Raises UserError where there is no C++ compiler, which a CPU's kernels need.
@@ -368,7 +368,7 @@ def fit(
         remove_leftovers(saver["save_dir"])
     precision = choose_precision(settings["precision"], process.device)
     if settings["compile"]:
-        compile_last(trainer.network, process.device)
+        compile_trained(trainer.network, process.device)
     model = distribute(trainer.network, process)
     trainer.find_step(loader)
     next_step = trainer.epoch * len(loader) + trainer.steps + 1
