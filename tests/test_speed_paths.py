@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -10,7 +11,9 @@ import torch.nn.functional as F
 
 from models.dropout import ActivationDropout, Dropout, attention
 from models.reconstructions import UniAD
+from models.reconstructions.transformer import EncoderLayer
 from models.reconstructions.uniad import build_neighbor_mask
+from tests.bfloat16_units import Bfloat16Units
 from utils.memory import keep_freed_memory
 
 P = 0.1
@@ -166,6 +169,24 @@ def test_a_training_step_under_autocast_is_near_one_in_float32(model: UniAD) -> 
     assert losses[1] == pytest.approx(losses[0], rel=0.01)
     assert gradients[1].dtype == torch.float32
     assert F.cosine_similarity(*gradients, dim=0) > 0.98
+
+
+def test_products_as_bfloat16_units_make_them_are_those_of_the_emulation() -> None:
+    """What tests/bfloat16_units.py trains with; the products of a layer with dropout, forward and backward."""
+    torch.manual_seed(0)
+    layer = EncoderLayer(64, 4, 128, 0.1, "relu", False).train()
+    features, pos, mask, weights = torch.randn(2, 49, 64), torch.randn(49, 64), torch.zeros(49, 49), torch.randn(2, 49, 64)
+    results = {}
+    for name, units in (("emulated", nullcontext()), ("units", Bfloat16Units()), ("float32", nullcontext())):
+        layer.zero_grad()
+        torch.manual_seed(1)
+        with units, torch.autocast("cpu", torch.bfloat16, enabled=name != "float32"):
+            out = layer(features, pos, mask)
+            (out.float() * weights).sum().backward()
+        results[name] = torch.cat([out.flatten().float(), *(parameter.grad.flatten() for parameter in layer.parameters())])
+    distance = (results["units"] - results["emulated"]).norm()
+    assert distance < 1e-4 * results["emulated"].norm()
+    assert distance < 0.05 * (results["float32"] - results["emulated"]).norm()
 
 
 # ---- memory
