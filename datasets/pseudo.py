@@ -8,8 +8,8 @@ MAX_REGIONS = 3
 MIN_SIZE = 3.0  # of a region: the root of its area as a rectangle; log-uniform, so small ones are as frequent as large ones
 MAX_SIZE = 0.25  # in images: of the root of the image's area
 LOG_ASPECT = 1.2  # the logarithm of length over width is at most this, so a region is up to 3.3 times as long as wide
-CORNERS = (3, 6)  # of a polygon
-MAX_LINE = 3  # how wide a polygon's outline is drawn
+CORNERS = (3, 6)  # of a polygon or line
+MAX_LINE = 3  # how wide a line is drawn
 NOISE_CELL = 8  # regions are broken up by noise of this wavelength
 
 # What fills it: another image, else this image turned, scaled and shifted, or one of its colours
@@ -57,7 +57,7 @@ def _draw_regions(height: int, width: int, rng: np.random.Generator) -> np.ndarr
 
 
 def _draw_region(height: int, width: int, rng: np.random.Generator) -> np.ndarray:
-    """An ellipse, a rectangle, or a polygon filled or in outline, in any direction: H x W uint8 in {0, 1}."""
+    """An ellipse, a rectangle, a polygon or a bent line, in any direction: H x W uint8 in {0, 1}."""
     region = np.zeros((height, width), np.uint8)
     largest = max(MIN_SIZE, MAX_SIZE * np.sqrt(height * width))
     size = np.exp(rng.uniform(np.log(MIN_SIZE), np.log(largest)))

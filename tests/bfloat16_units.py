@@ -1,7 +1,7 @@
-"""Products in bfloat16 as a processor with units for them computes them, on one that has none and emulates them slowly.
+"""Matrix products in bfloat16 as a processor with units for them computes them, on one without, which emulates them slowly.
 
 Factors are bfloat16, sums float32, the result is rounded to bfloat16: a float32 product of the widened factors, which every
-processor does fast. Training in bfloat16 can so be judged where it is not at home:
+processor does fast. Convolutions stay emulated; a feature cache spares them. So training can be judged where it is not at home:
 
 python tests/bfloat16_units.py tools/train_val.py --config experiments/custom/config.yaml trainer.precision=bfloat16
 """
@@ -9,13 +9,10 @@ python tests/bfloat16_units.py tools/train_val.py --config experiments/custom/co
 import runpy
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 ATEN = torch.ops.aten
 PRODUCTS = (ATEN.mm, ATEN.addmm, ATEN.bmm, ATEN.baddbmm)

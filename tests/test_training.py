@@ -183,7 +183,7 @@ def test_overwrite_keeps_the_old_run_until_the_new_one_can_start(path: Path) -> 
 def test_a_finished_run_has_nothing_left_to_train(path: Path, said) -> None:
     finished = train(path, "run")
     assert_same(train(path, "run", "saver.auto_resume=True"), finished)
-    assert "nothing left to train" in said()
+    assert "nothing left to train: use it as it is, train longer with trainer.max_epoch, or" in said()
 
 
 # --- an epoch ---

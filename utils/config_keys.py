@@ -96,7 +96,7 @@ KEYS: dict[str, Key] = {
         "number", 0, "custom: share of each class's normal training images kept for calibrate.py", least=0, most=0.9
     ),
     "dataset.feature_cache.mode": Key(
-        "str", "auto", "train: compute frozen features once, read them back; auto: unless images are augmented", ("auto", "off")
+        "str", "auto", "train: compute frozen features once, read them back; auto: where they never change", ("auto", "off")
     ),
     "dataset.feature_cache.dtype": Key("str", "float32", "format they are stored in", ("float32", "bfloat16", "float16")),
     "dataset.feature_cache.dir": Key("path", "feature_cache", "where they are stored; must be a disk that all processes share"),

@@ -102,7 +102,8 @@ def is_trained(trainer: Trainer, config: EasyDict) -> bool:
     """Whether the configured epochs are done already; a line says what one can do then."""
     if trainer.epoch < config.trainer.max_epoch:
         return False
-    log.info("nothing left to train: use it as it is, train longer with trainer.max_epoch, or start anew with --overwrite")
+    longer = "" if trainer.by_step else "train longer with trainer.max_epoch, "  # a schedule over the whole run is at its end
+    log.info("nothing left to train: use it as it is, %sor start anew with --overwrite", longer)
     return True
 
 
