@@ -15,6 +15,7 @@ from models.reconstructions.transformer import EncoderLayer
 from models.reconstructions.uniad import build_neighbor_mask
 from tests.bfloat16_units import Bfloat16Units
 from utils.memory import keep_freed_memory
+from utils.precision import choose_precision
 
 P = 0.1
 MVTEC = {"inplanes": [272], "instrides": [16], "feature_size": [14, 14]}
@@ -197,3 +198,10 @@ def test_keeping_freed_memory_changes_no_result() -> None:
     before = x.exp().sum()
     keep_freed_memory()
     assert torch.equal(x.exp().sum(), before)
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("float32", torch.float32), ("bfloat16", torch.bfloat16), ("auto", torch.float32)]
+)
+def test_bfloat16_is_taken_where_it_is_asked_for_and_only_there(name: str, dtype: torch.dtype) -> None:
+    assert choose_precision(name) == dtype

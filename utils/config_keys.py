@@ -121,7 +121,7 @@ KEYS: dict[str, Key] = {
     "trainer.precision": Key(
         "str",
         "float32",
-        "what the network computes in; auto: bfloat16 where the device has units for it",
+        "what the network computes in; auto: float32, until bfloat16 is shown to be as good",
         ("float32", "bfloat16", "auto"),
     ),
     "trainer.compile": on_off("torch.compile the subnet that trains: minutes before the first step, no gain seen on CPU"),

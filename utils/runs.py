@@ -57,7 +57,7 @@ def train(config: EasyDict, process: Process, overwrite: bool = False) -> None:
     train_loader, test_loader = (
         load(data, config, split, process, seed) for data, split in ((train_set, "train"), (test_set, "test"))
     )
-    precision = choose_precision(config.trainer.precision, process.device)
+    precision = choose_precision(config.trainer.precision)
 
     def validate() -> dict[str, float]:
         evaluation = evaluate(trainer.network, test_loader, trainer.criterion, process, precision=precision)
@@ -127,7 +127,7 @@ def evaluate_checkpoint(config: EasyDict, process: Process) -> None:
     log.info("%s, epoch %s; %d test images; %s", config.saver.load_path, content.get("epoch"), len(test_set), describe(process))
     reconstruction = getattr(network, config.net[2].name)
     recon_dir = (getattr(reconstruction, "save_recon", None) or {}).get("save_dir")
-    precision = choose_precision(config.trainer.precision, process.device)
+    precision = choose_precision(config.trainer.precision)
     evaluation = evaluate(network, loader, Criterion(config.criterion), process, recon_dir, precision)
     results = compute_metrics(evaluation, config.evaluator.metrics, process)
     if process.is_main:

@@ -33,7 +33,7 @@ class TorchEngine:
         config = load_config(config, needs=SECTIONS) if isinstance(config, str | Path) else config or self.trained
         config = EasyDict(check(config, path))
         self.device = as_device(device) if device else choose_device(0)
-        self.precision = choose_precision((config.get("trainer") or {}).get("precision", "float32"), self.device)
+        self.precision = choose_precision((config.get("trainer") or {}).get("precision", "float32"))
         self.network = build(config, Process(device=self.device), with_pretrained=False).eval()
         load_network_state(self.network, content["state_dict"], path)
 

@@ -366,7 +366,7 @@ def fit(
     is_better = operator.le if key == "loss" else operator.ge
     if process.is_main:
         remove_leftovers(saver["save_dir"])
-    precision = choose_precision(settings["precision"], process.device)
+    precision = choose_precision(settings["precision"])
     if settings["compile"]:
         compile_trained(trainer.network, process.device)
     model = distribute(trainer.network, process)
