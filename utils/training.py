@@ -42,6 +42,8 @@ from utils.versions import versions
 
 log = logging.getLogger("uniad")
 
+NEW_RUN = "start a new run with --overwrite, and with saver.init_from for its weights"
+
 
 def train_one_epoch(
     network: nn.Module,
@@ -109,6 +111,11 @@ def build_optimizer(
     return optimizer
 
 
+def lr_scales_of(optimizer_state: dict[str, Any]) -> list[float]:
+    """Of each group of parameters; checkpoints lacked it when all of them had 1."""
+    return [group.get("lr_scale", 1.0) for group in optimizer_state["param_groups"]]
+
+
 def build_scheduler(
     optimizer: torch.optim.Optimizer, cfg: dict[str, Any], steps: int = 0
 ) -> torch.optim.lr_scheduler.LRScheduler:
@@ -143,6 +150,8 @@ def distribute(network: nn.Module, process: Process) -> nn.Module:
     norms = any(isinstance(module, gathering) and module.training for module in network.modules())
     # A backbone has parts that are never run, and so never get a gradient: its head, and blocks past the last one used.
     unused = any(parameter.requires_grad for subnet in list(network.children())[:2] for parameter in subnet.parameters())
+    # A depthwise kernel has an axis of length 1, which has no stride to speak of: a few numbers are copied, and torch warns.
+    warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides", UserWarning)
     device_ids = [process.device.index] if process.device.type == "cuda" else None
     with warnings.catch_warnings():  # torch 2.14 renames the argument, and older ones do not know the new name
         warnings.simplefilter("ignore", FutureWarning)
@@ -223,20 +232,23 @@ class Trainer:
         content = load_checkpoint(path)
         load_network_state(self.network, content["state_dict"], path)
         if "epoch" not in content:
-            raise UserError(f"{path}: holds weights only, there is no run to go on with; start a new one with saver.init_from")
+            raise UserError(f"{path}: holds weights only, there is no run to go on with; {NEW_RUN}")
         self.epoch, self.best_metric = int(content["epoch"]), float(content.get("best_metric", self.best_metric))
         self.history = list(content.get("history", []))
         if "scheduler" not in content:
-            for _ in range(0 if self.by_step else self.epoch - 1):
+            if self.by_step:
+                raise UserError(f"{path}: of the published code, which has no OneCycleLR to go on with; {NEW_RUN}")
+            for _ in range(self.epoch - 1):
                 self.step_schedule()
             log.info("%s is of the published code: weights and epoch are taken, its optimiser state is left out", path)
             return
         for part, present in (("optimizer", self.optimizer), ("lr_scheduler", self.scheduler)):
             was, now = content["config"]["trainer"][part]["type"], type(present).__name__
             if was != now:
-                raise UserError(
-                    f"{path}: trained with {was}, which {now} cannot go on from; start a new run with saver.init_from"
-                )
+                raise UserError(f"{path}: trained with {was}, which {now} cannot go on from; {NEW_RUN}")
+        was, now = (lr_scales_of(state) for state in (content["optimizer"], self.optimizer.state_dict()))
+        if was != now:
+            raise UserError(f"{path}: trained with net[].lr_scale {was}, which {now} cannot go on from; {NEW_RUN}")
         try:
             self.optimizer.load_state_dict(content["optimizer"])
         except ValueError as error:
@@ -244,12 +256,12 @@ class Trainer:
         if self.by_step and content["scheduler"]["total_steps"] != self.scheduler.total_steps:
             raise UserError(
                 f"{path}: its OneCycleLR is spread over {content['scheduler']['total_steps']} steps, this run has "
-                f"{self.scheduler.total_steps}: keep max_epoch, batch size and processes, or start a new run with saver.init_from"
+                f"{self.scheduler.total_steps}: keep max_epoch, batch size, processes and training images, or {NEW_RUN}"
             )
         self.scheduler.load_state_dict(content["scheduler"])
         for part in ("optimizer", "lr_scheduler"):
             if content["config"]["trainer"][part] != settings[part]:
-                log.warning("%s goes on with its own trainer.%s, not with the configuration's; saver.init_from would", path, part)
+                log.warning("%s goes on with its own trainer.%s, not with the configuration's; %s", path, part, NEW_RUN)
         finished = {"images": 0, "steps": 0, "loss_sums": [0.0] * len(content["random_states"])}
         running = content.get("running_epoch", finished)  # checkpoints lacked it when they were written between epochs only
         self.images, self.steps, loss_sums = running["images"], running["steps"], running["loss_sums"]
