@@ -38,7 +38,12 @@ from utils.predictor import Predictor
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.load.*:FutureWarning")  # torch 2.14 and later
 
-DISCRIMINATOR = {"name": "discriminator", "type": "models.discriminators.Discriminator", "kwargs": {"outstride": 4}}
+DISCRIMINATOR = {
+    "name": "discriminator",
+    "type": "models.discriminators.Discriminator",
+    "lr_scale": 4.0,
+    "kwargs": {"outstride": 4},
+}
 PLACES = (16, 16)  # of its grid, on images of 64 x 64; UniAD's has 8 x 8
 
 
@@ -254,16 +259,29 @@ def test_the_checkpoint_has_the_numbers_of_the_last_validation(trained: Path) ->
         {name.removeprefix("module."): value for name, value in content["state_dict"].items()}, strict=True
     )
     assert [epoch["epoch"] for epoch in content["history"]] == [1, 2]
+    assert [group["lr_scale"] for group in content["optimizer"]["param_groups"]] == [1.0, 4.0]
 
 
-def test_what_is_saved_as_reconstructed_are_uniad_s_features(trained: Path, checkpoint: Path) -> None:
+def test_two_processes_train_it_and_one_finds_their_numbers_again(path: Path) -> None:
+    with start(path, "trainer.max_epoch=2", "dataset.batch_size=2", processes=2) as run:
+        assert run.codes() == [0, 0], run.output.read_text()
+        assert "Warning" not in run.output.read_text()
+    numbers = [json.loads((path.parent / "result/metrics.json").read_text())]
+    tiny.evaluate(path)
+    numbers.append(json.loads((path.parent / "result/metrics.json").read_text()))
+    assert numbers[0] == pytest.approx(numbers[1], abs=1e-3, nan_ok=True)
+
+
+def test_what_is_saved_as_reconstructed_are_uniad_s_features_in_the_backbone_s_units(trained: Path, checkpoint: Path) -> None:
     config = load_config(trained)
     network = runs.build(config, Process(), with_pretrained=False).eval()
     state = load_checkpoint(checkpoint)["state_dict"]
     network.load_state_dict({name.removeprefix("module."): value for name, value in state.items()})
     sample = build_dataset(config.dataset, "test")[0]
+    neck = network.neck.standardise
     with torch.no_grad():
-        expected = network({"image": sample["image"][None]})["feature_rec"][0].numpy()
+        reconstructed = network({"image": sample["image"][None]})["feature_rec"][0]
+    expected = (reconstructed * neck.variance.sqrt()[:, None, None] + neck.mean[:, None, None]).numpy()
     name = sample["filename"].replace("/test/", "/").replace(".png", ".npy")
     np.testing.assert_allclose(np.load(trained.parent / "recon" / name), expected, rtol=0, atol=1e-5)
 

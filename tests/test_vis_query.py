@@ -13,7 +13,7 @@ from models import build_network
 from tests import tiny
 from tests.golden_cases import golden_weights
 from tests.test_train_vis_decoder import NET, files, one_thread, read, run_tool
-from utils.checkpoint import network_state, save_checkpoint
+from utils.checkpoint import load_checkpoint, network_state, save_checkpoint
 from utils.config import load_config
 from utils.distributed import Process
 from utils.errors import UserError
@@ -140,6 +140,21 @@ def test_the_random_baseline_follows_from_the_seed(path: Path) -> None:
 def test_labels_can_be_left_out(path: Path) -> None:
     labelled = panels(draw(path))
     assert all(map(alike, panels(draw(path, "vis_query.with_text=False"), bar=0), labelled))
+
+
+def test_queries_of_standardised_features_are_drawn_in_the_backbone_s_units(path: Path) -> None:
+    """The same function of the tokens: standardising undone is one more factor and offset a channel of the projection."""
+    expected = panels(draw(path))
+    state = load_checkpoint(path.parent / "checkpoints/ckpt.pth.tar")["state_dict"]
+    channels = state["module.reconstruction.output_proj.bias"].shape[0]
+    generator = torch.Generator().manual_seed(0)
+    mean, deviation = torch.randn(channels, generator=generator), torch.rand(channels, generator=generator) + 0.5
+    for name, value in {"count": torch.tensor(9.0), "mean": mean, "variance": deviation**2}.items():
+        state[f"module.neck.standardise.{name}"] = value
+    state["module.reconstruction.output_proj.weight"] /= deviation[:, None]
+    state["module.reconstruction.output_proj.bias"] = (state["module.reconstruction.output_proj.bias"] - mean) / deviation
+    save_checkpoint(path.parent / "standardised.tar", {"epoch": 1, "state_dict": state})
+    assert all(map(alike, panels(draw(path, "vis_query.model_path=standardised.tar")), expected))
 
 
 def test_the_checkpoint_s_subnet_may_have_any_name(path: Path) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from datasets import ImageLoader
+from models.necks import MFCN
 from models.reconstructions.uniad import enlarge
 from utils.distributed import ALONE, Process, gather_everywhere, to_device
 from utils.errors import UserError
@@ -110,8 +111,8 @@ def evaluate(
     """Run the network in eval mode over every image of `loader`, whose sampler gives each process its own share.
 
     Returns the whole set's outputs in every process, all of which must call it. With `recon_dir`, reconstructed features are
-    saved there as <class>/<kind>/<name>.npy, Cxhxw float32. Images that the loader skips are in a line of the log and nowhere
-    else. Raises UserError naming the image for a map that is not finite, and where all images were skipped.
+    saved there as <class>/<kind>/<name>.npy, Cxhxw float32, not standardised. Images that the loader skips are in a line of the
+    log and nowhere else. Raises UserError naming the image for a map that is not finite, and where all images were skipped.
     """
     network.eval()
     parts = []
@@ -124,7 +125,9 @@ def evaluate(
         if not finite.all():
             raise UserError(f"{batch['filename'][int(finite.int().argmin())]}: its anomaly map holds values that are not finite")
         if recon_dir is not None:
-            save_reconstructions(outputs["feature_rec"], [Path(recon_dir) / names[index] for index in batch["index"]])
+            neck = next(subnet for subnet in network.children() if isinstance(subnet, MFCN))
+            features = neck.in_backbone_units(outputs["feature_rec"])  # which vis decoders draw
+            save_reconstructions(features, [Path(recon_dir) / names[index] for index in batch["index"]])
         parts.append(
             Evaluation(  # of copies: a tensor that a worker made keeps a file open for as long as it lives
                 size=tuple(outputs["pred"].shape[2:]),

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from easydict import EasyDict
 from torch import Tensor
 
+from models.necks import Standardise
 from utils.checkpoint import load_checkpoint
 from utils.config import load_config
 from utils.distributed import Process
@@ -87,7 +88,18 @@ def read_queries(config: EasyDict) -> LearnedQueries:
     ):
         if wanted is not None and is_in != wanted:
             raise UserError(f"{path}: a checkpoint of another model, its number of {what} is {is_in}, not {wanted}")
-    return LearnedQueries(torch.stack(layers), weight, bias)
+    return LearnedQueries(torch.stack(layers), *in_backbone_units(weight, bias, state_dict))
+
+
+def in_backbone_units(weight: Tensor, bias: Tensor, state_dict: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """The projection CxD, C to features as vis decoders know them: without the neck's standardising."""
+    means = [name for name in state_dict if name.endswith(".standardise.mean")]
+    if not means:
+        return weight, bias
+    prefix = means[0].removesuffix("mean")  # the neck's stands before a discriminator's
+    standardise = Standardise(len(bias))
+    standardise.load_state_dict({name: state_dict[f"{prefix}{name}"] for name in standardise.state_dict()})
+    return weight * standardise.deviation[:, None], bias * standardise.deviation + standardise.mean
 
 
 def query_classes(path: str | Path, overrides: Sequence[str] = ()) -> list[str]:

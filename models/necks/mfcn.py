@@ -46,6 +46,10 @@ class MFCN(nn.Module):
         resized = [_resize(*pair) for pair in zip(inputs["features"], self.scales, strict=True)]
         return {"feature_align": self.standardise(torch.cat(resized, dim=1))}
 
+    def in_backbone_units(self, feature_rec: Tensor) -> Tensor:
+        """BxCxhxw reconstructed from `feature_align` -> the same without standardising."""
+        return self.standardise.undo(feature_rec) if isinstance(self.standardise, Standardise) else feature_rec
+
 
 def _resize(feature: Tensor, scale: float) -> Tensor:
     """Bilinear with aligned corners and no antialias: the published numbers depend on it."""

@@ -9,7 +9,8 @@ class Standardise(nn.Module):
 
     Statistics of a single batch would depend on which classes happen to be in it; those gathered here settle within tens of
     steps. In eval mode they stand still. A channel that never changes becomes 0. Of several processes the first one's images
-    decide, which training shares out before each step.
+    decide, which training shares out before each step. They belong to the weights that learnt with them: a new run from those
+    goes on with them.
     """
 
     def __init__(self, channels: int) -> None:
@@ -25,6 +26,10 @@ class Standardise(nn.Module):
             self._gather(features[:seen].detach())
         scale = torch.where(self.deviation > 0, 1 / self.deviation, 0.0)
         return (features - self.mean[:, None, None]) * scale[:, None, None]
+
+    def undo(self, features: Tensor) -> Tensor:
+        """BxCxhxw in deviations -> in the units that they came in."""
+        return features * self.deviation[:, None, None] + self.mean[:, None, None]
 
     @property
     def deviation(self) -> Tensor:
