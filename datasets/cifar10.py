@@ -35,7 +35,7 @@ class CIFAR10Dataset(ImageDataset):
         self._check_normals(normals, training)
         folder = Path(root_dir) / FOLDER
         if not folder.is_dir():
-            raise UserError(f"there is no folder {folder}; root_dir must be the folder that contains {FOLDER}")
+            raise UserError(f"there is no folder {folder}; dataset.root_dir must be the folder that contains {FOLDER}")
         classes = _read_class_names(folder / "batches.meta")
         paths = [folder / name for name in (TRAIN_FILES if training else TEST_FILES)]
         self.files = [describe_file(path) for path in paths if path.is_file()]  # before they are read, so never newer

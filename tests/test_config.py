@@ -166,6 +166,10 @@ def test_overrides_reach_sections_list_items_and_new_keys() -> None:
             "trainer.lr_scheduler={type: OneCycleLR, kwargs: {max_lr: 1.0, pct_start: 2.0}}",
             r"do not suit OneCycleLR: .*pct_start",
         ),
+        ("trainer.lr_scheduler={type: OneCycleLR, kwargs: {max_lr: -1.0}}", r"kwargs\.max_lr must be one number above 0"),
+        ("trainer.lr_scheduler={type: OneCycleLR, kwargs: {max_lr: 1.0, div_factor: 0}}", r"do not suit OneCycleLR: .*zero"),
+        ("trainer.lr_scheduler={type: OneCycleLR, kwargs: {max_lr: 1.0, last_epoch: 3}}", r"do not suit OneCycleLR: .*param"),
+        ("max_epoch=3", r"max_epoch is not a key: did you mean 'trainer\.max_epoch'"),
         ("trainer.lr_scheduler.type=OneCycleLRs", r"'OneCycleLRs' is unknown: did you mean 'OneCycleLR'"),
         ("dataset.train.pseudo_anomalies=True", r"dataset\.pseudo_anomalies are for a subnet of type .*\.Discriminator"),
         ("dataset.pseudo_anomalies=True", r"dataset\.pseudo_anomalies are for a subnet of type .*\.Discriminator"),
@@ -195,6 +199,7 @@ def test_a_wrong_key_or_value_is_one_line_with_the_key_and_what_to_do(override: 
     [
         ("dataset.train.pseudo_anomalies=False", r"Discriminator learns from pseudo-anomalies: set dataset\.pseudo_anomalies to"),
         ("criterion=[{name: a, type: FeatureMSELoss, kwargs: {}}]", r"Discriminator needs a criterion of type PseudoAnomalyLoss"),
+        ("criterion=[{name: a, type: PseudoAnomalyLoss, kwargs: {}}]", r"UniAD needs a criterion of type FeatureMSELoss"),
         ("net.neck.kwargs.standardise=False", r"Discriminator needs standardised features: set standardise of the MFCN to True"),
         (
             "net.discriminator.kwargs.outstride=9",

@@ -1,6 +1,7 @@
 """YAML in, a validated EasyDict with every default and derived value out."""
 
 import logging
+import math
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -172,8 +173,9 @@ def check_training(config: dict[str, Any]) -> None:
         schedule = trainer["lr_scheduler"]
         if schedule["type"] == "OneCycleLR" and "total_steps" in schedule["kwargs"]:
             raise UserError("trainer.lr_scheduler.kwargs.total_steps follows from max_epoch and the data: leave it out")
-        if not isinstance(schedule["kwargs"].get("max_lr", 1), int | float):
-            raise UserError("trainer.lr_scheduler.kwargs.max_lr must be one number; net[].lr_scale is for those of a subnet")
+        max_lr = schedule["kwargs"].get("max_lr", 1)
+        if not isinstance(max_lr, int | float) or not 0 < max_lr < math.inf:
+            raise UserError("trainer.lr_scheduler.kwargs.max_lr must be one number above 0; that of a subnet is net[].lr_scale")
         length = {"total_steps": 10**9} if schedule["type"] == "OneCycleLR" else {}
         try_build(torch.optim.lr_scheduler, schedule, "trainer.lr_scheduler", optimizer, **length)
         if schedule["kwargs"].get("step_size", 1) < 1:
@@ -182,9 +184,8 @@ def check_training(config: dict[str, Any]) -> None:
         raise UserError("reproduce: True needs a random_seed")
     types = {subnet["type"] for subnet in config["net"]}
     check_discriminator(config, types)
-    for criterion in config.get("criterion", []):
-        if (needed := LOSSES[criterion["type"]].subnet) not in types:
-            raise UserError(f"criterion '{criterion['name']}': {criterion['type']} needs a subnet of type {needed}")
+    if "criterion" in config:
+        check_losses(config, types)
     if evaluator := config.get("evaluator"):
         if "models.reconstructions.UniAD" not in types:
             raise UserError("evaluator needs a subnet of type models.reconstructions.UniAD, which makes the anomaly map")
@@ -195,8 +196,21 @@ def check_training(config: dict[str, Any]) -> None:
             raise UserError(f"evaluator.key_metric '{evaluator['key_metric']}' is not computed: use one of {choices}")
 
 
+def check_losses(config: dict[str, Any], types: set[str]) -> None:
+    """Each loss has its subnet, and each subnet that learns its loss."""
+    for criterion in config["criterion"]:
+        if (needed := LOSSES[criterion["type"]].subnet) not in types:
+            raise UserError(f"criterion '{criterion['name']}': {criterion['type']} needs a subnet of type {needed}")
+    given = {criterion["type"] for criterion in config["criterion"]}
+    for subnet in config["net"]:
+        frozen = subnet["frozen"] or subnet["name"] in config["frozen_layers"]
+        needed = next((name for name, loss in LOSSES.items() if loss.subnet == subnet["type"]), None)
+        if needed and not frozen and needed not in given:
+            raise UserError(f"{subnet['type']} needs a criterion of type {needed}")
+
+
 def check_discriminator(config: dict[str, Any], types: set[str]) -> None:
-    """Pseudo-anomalies, the subnet that learns from them and its loss go together, and need standardised features."""
+    """Pseudo-anomalies and the subnet that learns from them go together, and need standardised features."""
     has_subnet = "models.discriminators.Discriminator" in types
     data = config.get("dataset")
     has_data = bool(data and {**data, **data["train"]}["pseudo_anomalies"])
@@ -206,8 +220,6 @@ def check_discriminator(config: dict[str, Any], types: set[str]) -> None:
         return
     if data and not has_data:
         raise UserError("models.discriminators.Discriminator learns from pseudo-anomalies: set dataset.pseudo_anomalies to True")
-    if "criterion" in config and not any(item["type"] == "PseudoAnomalyLoss" for item in config["criterion"]):
-        raise UserError("models.discriminators.Discriminator needs a criterion of type PseudoAnomalyLoss")
     necks = [subnet for subnet in config["net"] if subnet["type"] == "models.necks.MFCN"]
     if not all(neck["kwargs"]["standardise"] for neck in necks):
         raise UserError("models.discriminators.Discriminator needs standardised features: set standardise of the MFCN to True")
@@ -230,7 +242,7 @@ def check_scores(metrics: dict[str, list], input_size: Sequence[int] | None) -> 
 def try_build(module: Any, section: dict[str, Any], where: str, *args: Any, **more: Any) -> Any:
     try:
         return getattr(module, section["type"])(*args, **section["kwargs"], **more)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, KeyError, ZeroDivisionError) as error:
         raise UserError(f"{where}.kwargs do not suit {section['type']}: {str(error).splitlines()[0]}") from None
 
 

@@ -51,7 +51,8 @@ class Checker:
             raise UserError(f"{where} must be a mapping of keys, not {raw!r}")
         for name in raw:
             if name not in tree:
-                raise UserError(f"{join(where, name)} is not a key{nearest(str(name), tree, where)}")
+                deeper = () if where else (dotted for dotted in KEYS if "[" not in dotted)
+                raise UserError(f"{join(where, name)} is not a key{nearest(str(name), tree, where, deeper)}")
         checked: dict[str, Any] = {}
         for name, child in tree.items():
             if name not in raw and (partial or (not where and not isinstance(child, Key))):
@@ -142,11 +143,11 @@ def join(where: str, name: Any) -> str:
     return f"{where}.{name}" if where else str(name)
 
 
-def nearest(name: str, valid: Iterable[str], where: str) -> str:
-    """The end of a message about an unknown name: the nearest valid one, else all that there are."""
+def nearest(name: str, valid: Iterable[str], where: str, deeper: Iterable[str] = ()) -> str:
+    """The end of a message about an unknown name: the nearest of the valid ones and those `deeper`, else all that are valid."""
     valid = list(valid)
     # compared by the last part, so that a subnet's long common prefix does not make all of them alike
-    close = difflib.get_close_matches(name.rsplit(".")[-1], [v.rsplit(".")[-1] for v in valid], n=1, cutoff=0.6)
-    if close:
-        return f": did you mean '{join(where, next(v for v in valid if v.rsplit('.')[-1] == close[0]))}'?"
+    parts = {choice: choice.rsplit(".")[-1] for choice in (*valid, *deeper)}
+    if close := difflib.get_close_matches(name.rsplit(".")[-1], parts.values(), n=1, cutoff=0.6):
+        return f": did you mean '{join(where, next(choice for choice, part in parts.items() if part == close[0]))}'?"
     return f": use one of {', '.join(valid)}"
