@@ -204,6 +204,8 @@ def test_the_tool_says_in_one_line_what_is_wrong_with_a_configuration(config_pat
 def test_networks_that_the_reference_does_not_cover_are_refused(config_path: Path) -> None:
     with pytest.raises(UserError, match=r"net\.backbone must be frozen"):
         load(config_path, "frozen_layers=[]")
+    with pytest.raises(UserError, match=r"net\.neck\.kwargs\.standardise has no plain reference"):
+        load(config_path, "net.neck.kwargs.standardise=True")
     config = load_config(config_path)
     config.net[0].type = "models.backbones.timm"
     with pytest.raises(UserError, match=r"models\.backbones\.timm has no plain reference"):

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 
@@ -145,7 +146,11 @@ def run(path: Path, *args: str, code: int = 0) -> str:
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory) -> Path:
-    return tiny.make(tmp_path_factory.mktemp("nearest"))
+    path = tiny.make(tmp_path_factory.mktemp("nearest"))
+    config = yaml.safe_load(path.read_text())
+    config["evaluator"]["vis_compound"] = {"save_dir": "pictures", "max_score": None, "min_score": None}
+    path.write_text(yaml.safe_dump(config, sort_keys=False))
+    return path
 
 
 @pytest.fixture(scope="module")
@@ -170,8 +175,7 @@ def test_it_writes_a_result_folder_that_summarize_and_report_read(path: Path, sa
 
 
 def test_it_leaves_a_trained_models_result_and_the_configurations_pictures_alone(path: Path, said: str):
-    assert not (path.parent / "result").exists()
-    assert not (path.parent / "checkpoints").exists()
+    assert not any((path.parent / name).exists() for name in ("result", "checkpoints", "pictures"))
 
 
 def evaluate(path: Path, *overrides: str) -> dict[str, float]:
@@ -188,6 +192,13 @@ def test_the_same_seed_gives_the_same_result_with_and_without_the_feature_cache(
     first = evaluate(path, "dataset.feature_cache.mode=off")
     assert evaluate(path, "dataset.feature_cache.dtype=float32") == pytest.approx(first)
     assert evaluate(path, "dataset.feature_cache.mode=off") == first
+
+
+def test_it_reads_the_features_that_a_training_has_kept(tmp_path: Path):
+    path = tiny.make(tmp_path)
+    tiny.train(path, "dataset.feature_cache.mode=auto", "dataset.feature_cache.dir=kept")
+    said = run(path, "--tokens", "100", "dataset.feature_cache.mode=auto", "dataset.feature_cache.dir=kept")
+    assert [line.split(", ")[-1].split(" /")[0] for line in said.splitlines() if "feature cache: " in line] == ["read from"] * 2
 
 
 def test_training_images_are_not_augmented(path: Path):

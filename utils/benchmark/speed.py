@@ -42,11 +42,13 @@ def without_weights(config: EasyDict) -> dict[str, Any]:
     Raises UserError for one that has no anomaly map, whose backbone has no plain reference, or trains and thus has no cache.
     """
     config = to_plain(config)
-    backbone, _, reconstruction, *more = config["net"]
+    backbone, neck, reconstruction, *more = config["net"]
     if reconstruction["type"] != "models.reconstructions.UniAD":
         raise UserError(f"net.{reconstruction['name']}.type must be models.reconstructions.UniAD: that is what is measured")
     if more:
         raise UserError(f"net.{more[0]['name']} has no plain reference: name a configuration without it")
+    if neck["kwargs"]["standardise"]:
+        raise UserError(f"net.{neck['name']}.kwargs.standardise has no plain reference: leave it out")
     if backbone["type"].rsplit(".")[-1] not in SPECS:
         raise UserError(f"net.{backbone['name']}.type {backbone['type']} has no plain reference: use one of {', '.join(SPECS)}")
     if not backbone["frozen"]:
