@@ -161,7 +161,11 @@ case $tool/$name in
     *_torch.sh) wanted=CLASS example=bottle ;;
     *) wanted=PARTITION example=gpu ;;
 esac
-usage="usage: sh $name $wanted [key=value ...], e.g. sh $name $example"
+case $name in
+    train*) options='[--overwrite] ' ;;
+    *) options='' ;;
+esac
+usage="usage: sh $name $wanted $options[key=value ...], e.g. sh $name $example"
 count=1
 where=unchanged # the GPUs that the environment shows
 class=''
@@ -178,6 +182,11 @@ for argument in $wanted; do
 done
 case $count in
     *[!0-9]* | 0*) fail "error: '$count' is not a number of processes; $usage" ;;
+esac
+
+case $name/$where in
+    *_torch.sh/unchanged | *_torch.sh/cpu | *_torch.sh/GPU-* | *_torch.sh/MIG-*) ;;
+    *_torch.sh/*[!0-9,]*) fail "error: '$where' is neither cpu nor GPU ids such as 0 or 0,1; $usage" ;;
 esac
 
 python=${PYTHON:-}
