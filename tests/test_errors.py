@@ -69,7 +69,7 @@ class Fault:
 FAULTS = {
     "key": Fault(r"config\.yaml: trainer\.max_epochs is not a key: did you mean", ("trainer.max_epochs=2",)),
     "value": Fault(r"config\.yaml: trainer\.max_epoch must be a whole number", ("trainer.max_epoch=two",)),
-    "folder": Fault(r"/nowhere is not a folder; set dataset\.image_reader\.kwargs\.", ("dataset.image_reader.kwargs.image_dir=nowhere",)),
+    "folder": Fault(r"/nowhere is not a folder; set dataset\.image_", ("dataset.image_reader.kwargs.image_dir=nowhere",)),
     "list": Fault(r"no list .*data/train\.json", damage=remove("data/train.json")),
     "test list": Fault(r"no list .*data/test\.json", damage=remove("data/test.json")),
     "line": Fault(r"data/train\.json:4: not valid JSON", damage=break_line(4)),
