@@ -2,9 +2,11 @@
 # Runs a tool on an experiment. The scripts of each experiment's folder call this with their own path and arguments,
 # launch.sh [--tool=NAME] SCRIPT ...; without a name the tool is tools/train_val.py:
 #
-#   train_torch.sh, eval_torch.sh   NUM_PROCESSES GPU_IDS|cpu [--overwrite] [key=value ...]   on this machine
-#   train.sh, eval.sh               NUM_GPUS PARTITION [--overwrite] [key=value ...]          through Slurm
-#   train_sbatch.sh                 NUM_GPUS PARTITION [--overwrite] [key=value ...]          the same, queued: see train.sbatch
+#   train_torch.sh, eval_torch.sh   NUM_PROCESSES GPU_IDS|cpu [key=value ...]   on this machine
+#   train.sh, eval.sh               NUM_GPUS PARTITION [key=value ...]          through Slurm
+#   train_sbatch.sh                 NUM_GPUS PARTITION [key=value ...]          the same, queued: see train.sbatch
+#
+# Those that train take --overwrite too, before the values or between them.
 #
 # The tools that visualise work on one class. Here that is the one named. Through Slurm it is every class
 # that the configuration has, in a job each, all at once:
@@ -186,7 +188,9 @@ esac
 
 case $name/$where in
     *_torch.sh/unchanged | *_torch.sh/cpu | *_torch.sh/GPU-* | *_torch.sh/MIG-*) ;;
-    *_torch.sh/*[!0-9,]*) fail "error: '$where' is neither cpu nor GPU ids such as 0 or 0,1; $usage" ;;
+    *_torch.sh/*[!0-9,]* | *_torch.sh/,* | *_torch.sh/*, | *_torch.sh/*,,*)
+        fail "error: '$where' is neither cpu nor GPU ids such as 0 or 0,1; $usage"
+        ;;
 esac
 
 python=${PYTHON:-}

@@ -130,7 +130,7 @@ def test_a_published_checkpoint_resumes_with_weights_epoch_and_learning_rate(tra
         trainer = Trainer(network, Criterion(config.criterion), optimizer, scheduler, Process())
         caplog.clear()
         with caplog.at_level("INFO", "uniad"):
-            trainer.restore(tmp_path / "published.pth.tar", config.trainer)
+            trainer.restore(tmp_path / "published.pth.tar", config)
         (line,) = caplog.messages
         assert "optimiser state is left out" in line
         assert (trainer.epoch, trainer.best_metric) == (epoch, 0.5)

@@ -168,8 +168,11 @@ def test_overrides_reach_sections_list_items_and_new_keys() -> None:
         ),
         ("trainer.lr_scheduler={type: OneCycleLR, kwargs: {max_lr: -1.0}}", r"kwargs\.max_lr must be one number above 0"),
         ("trainer.lr_scheduler={type: OneCycleLR, kwargs: {max_lr: 1.0, div_factor: 0}}", r"do not suit OneCycleLR: .*zero"),
-        ("trainer.lr_scheduler={type: OneCycleLR, kwargs: {max_lr: 1.0, last_epoch: 3}}", r"do not suit OneCycleLR: .*param"),
+        ("trainer.lr_scheduler={type: OneCycleLR, kwargs: {max_lr: 1, last_epoch: 3}}", r"OneCycleLR: param 'initial_lr'[^\\]*$"),
+        ("trainer.optimizer.kwargs.betas=[0.9]", r"trainer\.optimizer\.kwargs do not suit AdamW: "),
         ("max_epoch=3", r"max_epoch is not a key: did you mean 'trainer\.max_epoch'"),
+        ("feature_cache.mode=off", r"feature_cache is not a key: did you mean 'dataset\.feature_cache'"),
+        ("lr_schedule.type=StepLR", r"lr_schedule is not a key: did you mean 'trainer\.lr_scheduler'"),
         ("trainer.lr_scheduler.type=OneCycleLRs", r"'OneCycleLRs' is unknown: did you mean 'OneCycleLR'"),
         ("dataset.train.pseudo_anomalies=True", r"dataset\.pseudo_anomalies are for a subnet of type .*\.Discriminator"),
         ("dataset.pseudo_anomalies=True", r"dataset\.pseudo_anomalies are for a subnet of type .*\.Discriminator"),
@@ -225,6 +228,10 @@ def test_what_the_discriminator_needs_is_one_line(override: str, message: str) -
     with pytest.raises(UserError, match=message) as caught:
         load_config(PLUS, [override])
     assert "\n" not in str(caught.value)
+
+
+def test_a_frozen_subnet_needs_no_loss() -> None:
+    load_config(PLUS, ["frozen_layers=[backbone, reconstruction]", "criterion=[{name: a, type: PseudoAnomalyLoss, kwargs: {}}]"])
 
 
 def test_the_discriminator_reads_the_backbone_s_own_maps() -> None:

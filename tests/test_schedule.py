@@ -12,7 +12,7 @@ from torch import nn
 from tests import tiny
 from tests.started_runs import EPOCHS, RUN, STEPS, curve, result, start
 from tests.test_training import assert_same
-from utils.checkpoint import save_checkpoint
+from utils.checkpoint import load_checkpoint, save_checkpoint
 from utils.cli import EXIT_INTERRUPTED
 from utils.config import load_config
 from utils.distributed import Process
@@ -122,7 +122,7 @@ def test_a_run_of_another_length_is_not_resumed(path: Path, override: str) -> No
 )
 def test_a_run_of_another_schedule_is_not_resumed(path: Path, first: tuple, second: tuple, message: str) -> None:
     tiny.train(path, *first)
-    with pytest.raises(UserError, match=rf"ckpt\.pth\.tar: {message}; start a new run with --overwrite, .* saver\.init_from"):
+    with pytest.raises(UserError, match=rf"ckpt\.pth\.tar: {message}; start a new run \(--overwrite .* saver\.init_from"):
         tiny.train(path, *second, "saver.auto_resume=True", "trainer.max_epoch=2")
 
 
@@ -141,9 +141,20 @@ def test_a_published_checkpoint_is_not_resumed_with_it(path: Path) -> None:
 def test_a_run_of_another_lr_scale_is_not_resumed(path: Path) -> None:
     tiny.train(path, *RESUMES, "net.reconstruction.lr_scale=4.0")
     assert [group["lr_scale"] for group in result(path)["optimizer"]["param_groups"]] == [4.0]
-    message = r"ckpt\.pth\.tar: trained with net\[\]\.lr_scale \[4\.0\], which \[2\.0\] cannot go on from; start a new run with"
+    message = r"ckpt\.pth\.tar: net\[\]\.lr_scale was \[4\.0\] of what it trained, here it is \[2\.0\]; start a new run"
     with pytest.raises(UserError, match=message):
         tiny.train(path, *RESUMES, "net.reconstruction.lr_scale=2.0")
+
+
+def test_a_checkpoint_from_before_there_was_lr_scale_is_resumed(path: Path) -> None:
+    tiny.train(path)
+    file = path.parent / "checkpoints/ckpt.pth.tar"
+    content = load_checkpoint(file)
+    for group in content["optimizer"]["param_groups"]:
+        del group["lr_scale"]
+    save_checkpoint(file, content)
+    tiny.train(path, "saver.auto_resume=True", "trainer.max_epoch=2")
+    assert result(path)["epoch"] == 2
 
 
 def test_a_rise_of_a_single_step_starts_at_the_top() -> None:

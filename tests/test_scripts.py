@@ -114,7 +114,7 @@ def test_every_experiment_has_the_five_scripts_and_each_runs_its_own_configurati
         assert tool[3:] == ["--evaluate"] * script.startswith("eval") + arguments[2:]
 
 
-@pytest.mark.parametrize("gpus", ["gpu", "cuda:0", "all"])
+@pytest.mark.parametrize("gpus", ["gpu", "cuda:0", "all", ",", "0,,1"])
 def test_what_is_no_gpu_id_is_refused_rather_than_hiding_every_gpu(experiment, gpus):
     refused = sh("train_torch.sh", "1", gpus, cwd=experiment)
     assert (refused.returncode, refused.stdout) == (2, "")
@@ -124,6 +124,7 @@ def test_what_is_no_gpu_id_is_refused_rather_than_hiding_every_gpu(experiment, g
 
 def test_gpu_ids_reach_the_tool_and_cpu_hides_every_gpu(experiment, teller):
     assert "gpus=1,3" in lines(sh("train_torch.sh", "2", "1,3", cwd=experiment, PYTHON=teller))
+    assert "gpus=GPU-1a" in lines(sh("train_torch.sh", "1", "GPU-1a", cwd=experiment, PYTHON=teller))
     assert "gpus=" in lines(sh("train_torch.sh", "1", "cpu", cwd=experiment, PYTHON=teller, CUDA_VISIBLE_DEVICES="0"))
 
 

@@ -200,8 +200,6 @@ def test_keeping_freed_memory_changes_no_result() -> None:
     assert torch.equal(x.exp().sum(), before)
 
 
-@pytest.mark.parametrize(
-    ("name", "dtype"), [("float32", torch.float32), ("bfloat16", torch.bfloat16), ("auto", torch.float32)]
-)
+@pytest.mark.parametrize(("name", "dtype"), [("float32", torch.float32), ("bfloat16", torch.bfloat16), ("auto", torch.float32)])
 def test_bfloat16_is_taken_where_it_is_asked_for_and_only_there(name: str, dtype: torch.dtype) -> None:
     assert choose_precision(name) == dtype

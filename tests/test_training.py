@@ -85,6 +85,16 @@ def test_the_best_metric_survives_a_resume(path: Path) -> None:
     assert load_checkpoint(best)["epoch"] == 1
 
 
+def test_the_best_by_one_metric_is_not_held_against_another(path: Path, said) -> None:
+    tiny.train(path)
+    last = path.parent / "checkpoints" / LAST
+    save_checkpoint(last, {**load_checkpoint(last), "best_metric": 2.0})
+    tiny.train(path, "saver.auto_resume=True", "trainer.max_epoch=2", "evaluator.key_metric=mean_std_auc")
+    resumed = load_checkpoint(last)
+    assert resumed["best_metric"] == resumed["history"][-1]["mean_std_auc"]
+    assert "its best checkpoint is by mean_pixel_auc; by mean_std_auc the best is looked for from here on" in said()
+
+
 def test_the_last_checkpoint_comes_before_resume_model(path: Path, said) -> None:
     train(path, "run", "trainer.max_epoch=2", "saver.always_save=True")
     older = f"saver.resume_model={path.parent}/run/ckpt_1.pth.tar"

@@ -175,6 +175,7 @@ def test_its_sizes_may_be_given_as_a_check(path: Path) -> None:
     [
         (["vis_query.model_path=absent"], r"absent: there is no such checkpoint"),
         (["vis_query.model_path=decoders/cup.pth.tar"], r"decoders/cup\.pth\.tar: not a checkpoint of UniAD"),
+        (["net.neck.kwargs.standardise=True"], r"net\.neck\.kwargs\.standardise: vis decoders draw features as they are"),
         (["saver.load_path=absent"], r"absent: there is no such checkpoint"),
         (["saver.load_path=checkpoints/ckpt.pth.tar"], r"ckpt\.pth\.tar: a checkpoint of another network"),
         (["vis_query.hidden_dim=8"], r"ckpt\.pth\.tar: .*vis_query\.hidden_dim\) is 16, not 8"),

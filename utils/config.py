@@ -174,8 +174,8 @@ def check_training(config: dict[str, Any]) -> None:
         if schedule["type"] == "OneCycleLR" and "total_steps" in schedule["kwargs"]:
             raise UserError("trainer.lr_scheduler.kwargs.total_steps follows from max_epoch and the data: leave it out")
         max_lr = schedule["kwargs"].get("max_lr", 1)
-        if not isinstance(max_lr, int | float) or not 0 < max_lr < math.inf:
-            raise UserError("trainer.lr_scheduler.kwargs.max_lr must be one number above 0; that of a subnet is net[].lr_scale")
+        if isinstance(max_lr, bool) or not isinstance(max_lr, int | float) or not 0 < max_lr < math.inf:
+            raise UserError("trainer.lr_scheduler.kwargs.max_lr must be one number above 0; net[].lr_scale multiplies it")
         length = {"total_steps": 10**9} if schedule["type"] == "OneCycleLR" else {}
         try_build(torch.optim.lr_scheduler, schedule, "trainer.lr_scheduler", optimizer, **length)
         if schedule["kwargs"].get("step_size", 1) < 1:
@@ -242,8 +242,9 @@ def check_scores(metrics: dict[str, list], input_size: Sequence[int] | None) -> 
 def try_build(module: Any, section: dict[str, Any], where: str, *args: Any, **more: Any) -> Any:
     try:
         return getattr(module, section["type"])(*args, **section["kwargs"], **more)
-    except (TypeError, ValueError, KeyError, ZeroDivisionError) as error:
-        raise UserError(f"{where}.kwargs do not suit {section['type']}: {str(error).splitlines()[0]}") from None
+    except (TypeError, ValueError, LookupError, ZeroDivisionError) as error:
+        message = str(next(iter(error.args), error))  # a KeyError's own text is a quotation
+        raise UserError(f"{where}.kwargs do not suit {section['type']}: {message.splitlines()[0]}") from None
 
 
 def derive_net(config: dict[str, Any]) -> None:

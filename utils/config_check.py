@@ -51,7 +51,7 @@ class Checker:
             raise UserError(f"{where} must be a mapping of keys, not {raw!r}")
         for name in raw:
             if name not in tree:
-                deeper = () if where else (dotted for dotted in KEYS if "[" not in dotted)
+                deeper = () if where else below_top()
                 raise UserError(f"{join(where, name)} is not a key{nearest(str(name), tree, where, deeper)}")
         checked: dict[str, Any] = {}
         for name, child in tree.items():
@@ -141,6 +141,12 @@ def is_kind(value: Any, kind: str) -> bool:
 
 def join(where: str, name: Any) -> str:
     return f"{where}.{name}" if where else str(name)
+
+
+def below_top() -> list[str]:
+    """Dotted names of the sections and keys below the top level, up to the first list."""
+    paths = [dotted.split("[")[0].split(".") for dotted in KEYS]
+    return [".".join(path[:depth]) for path in paths for depth in range(2, len(path) + 1)]
 
 
 def nearest(name: str, valid: Iterable[str], where: str, deeper: Iterable[str] = ()) -> str:

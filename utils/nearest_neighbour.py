@@ -157,7 +157,7 @@ def without_training(config: EasyDict, tokens: int) -> EasyDict:
     """The configuration with the nearest neighbour in place of all that is trained; the report shows it."""
     plain = to_plain(config)
     backbone, neck, reconstruction = plain["net"][:3]
-    neck["kwargs"]["standardise"] = False  # its statistics would come from training; ours do the same
+    neck["kwargs"]["standardise"] = False  # its statistics would come from training; NearestNeighbour has its own
     last = {**reconstruction, "type": "NearestNeighbour", "kwargs": {"tokens": tokens}}
     saver = {**plain["saver"], "load_path": f"none: nearest neighbour to {tokens:,} normal tokens"}
     evaluator = {**plain["evaluator"], "vis_compound": None, "vis_single": None}  # a trained model's pictures may lie there

@@ -88,7 +88,7 @@ def build_trainer(config: EasyDict, process: Process, start: Path | None, steps:
     scheduler = build_scheduler(optimizer, config.trainer.lr_scheduler, config.trainer.max_epoch * steps)
     trainer = Trainer(network, Criterion(config.criterion), optimizer, scheduler, process, best_metric=best_metric)
     if start:
-        trainer.restore(start, to_plain(config.trainer))
+        trainer.restore(start, to_plain(config))
         images = f" and {trainer.images} images of the next" if trainer.images else ""
         log.info("resumed from %s after epoch %d of %d%s", start, trainer.epoch, config.trainer.max_epoch, images)
     elif init_from:

@@ -42,7 +42,7 @@ from utils.versions import versions
 
 log = logging.getLogger("uniad")
 
-NEW_RUN = "start a new run with --overwrite, and with saver.init_from for its weights"
+NEW_RUN = "start a new run (--overwrite or another saver.save_dir), from these weights with saver.init_from"
 
 
 def train_one_epoch(
@@ -112,7 +112,7 @@ def build_optimizer(
 
 
 def lr_scales_of(optimizer_state: dict[str, Any]) -> list[float]:
-    """Of each group of parameters; checkpoints lacked it when all of them had 1."""
+    """Of each group of parameters; checkpoints from before there was this key have none, and mean 1."""
     return [group.get("lr_scale", 1.0) for group in optimizer_state["param_groups"]]
 
 
@@ -224,10 +224,10 @@ class Trainer:
             "versions": versions(),
         }
 
-    def restore(self, path: Path, settings: dict[str, Any]) -> None:
+    def restore(self, path: Path, config: dict[str, Any]) -> None:
         """Go on from a checkpoint: ours restores everything, a published one weights, epoch and best metric.
 
-        `settings`: the configuration's trainer section; where the checkpoint's optimiser or schedule differs, a line says so.
+        Where the checkpoint's optimiser, schedule or key metric is not that of `config`, a line says so.
         """
         content = load_checkpoint(path)
         load_network_state(self.network, content["state_dict"], path)
@@ -248,7 +248,7 @@ class Trainer:
                 raise UserError(f"{path}: trained with {was}, which {now} cannot go on from; {NEW_RUN}")
         was, now = (lr_scales_of(state) for state in (content["optimizer"], self.optimizer.state_dict()))
         if was != now:
-            raise UserError(f"{path}: trained with net[].lr_scale {was}, which {now} cannot go on from; {NEW_RUN}")
+            raise UserError(f"{path}: net[].lr_scale was {was} of what it trained, here it is {now}; {NEW_RUN}")
         try:
             self.optimizer.load_state_dict(content["optimizer"])
         except ValueError as error:
@@ -260,8 +260,12 @@ class Trainer:
             )
         self.scheduler.load_state_dict(content["scheduler"])
         for part in ("optimizer", "lr_scheduler"):
-            if content["config"]["trainer"][part] != settings[part]:
-                log.warning("%s goes on with its own trainer.%s, not with the configuration's; %s", path, part, NEW_RUN)
+            if content["config"]["trainer"][part] != config["trainer"][part]:
+                log.warning("%s goes on with its own trainer.%s, not with the configuration's; for that %s", path, part, NEW_RUN)
+        was, now = (side["evaluator"]["key_metric"] if side.get("evaluator") else None for side in (content["config"], config))
+        if was != now:
+            log.warning("%s: its best checkpoint is by %s; by %s the best is looked for from here on", path, was, now)
+            self.best_metric = -math.inf
         finished = {"images": 0, "steps": 0, "loss_sums": [0.0] * len(content["random_states"])}
         running = content.get("running_epoch", finished)  # checkpoints lacked it when they were written between epochs only
         self.images, self.steps, loss_sums = running["images"], running["steps"], running["loss_sums"]

@@ -91,6 +91,8 @@ def check_set(config: EasyDict) -> ImageDataset:
 def check_net(config: EasyDict) -> None:
     if config.net[-1].type != "models.reconstructions.VisDecoder":
         raise UserError(f"net must end in a subnet of type models.reconstructions.VisDecoder, not {config.net[-1].type}")
+    if config.net[1].kwargs.standardise:
+        raise UserError(f"net.{config.net[1].name}.kwargs.standardise: vis decoders draw features as they are, leave it out")
 
 
 def load_decoder(config: EasyDict, process: Process) -> nn.Module:

@@ -9,8 +9,8 @@ class Standardise(nn.Module):
 
     Statistics of a single batch would depend on which classes happen to be in it; those gathered here settle within tens of
     steps. In eval mode they stand still. A channel that never changes becomes 0. Of several processes the first one's images
-    decide, which training shares out before each step. They belong to the weights that learnt with them: a new run from those
-    goes on with them.
+    decide, which training shares out before each step. They are part of the weights: a new run from a checkpoint
+    (saver.init_from) goes on gathering from them.
     """
 
     def __init__(self, channels: int) -> None:

@@ -39,7 +39,8 @@ MATRIX = 2048  # side of the matrices whose product is the machine's limit
 def without_weights(config: EasyDict) -> dict[str, Any]:
     """The configuration to measure, as plain dicts: its backbone starts at random, so that nothing needs to be downloaded.
 
-    Raises UserError for one that has no anomaly map, whose backbone has no plain reference, or trains and thus has no cache.
+    Raises UserError for one that has no anomaly map, whose parts have no plain reference, or whose backbone trains and so has no
+    cache.
     """
     config = to_plain(config)
     backbone, neck, reconstruction, *more = config["net"]
