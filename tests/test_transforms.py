@@ -118,7 +118,7 @@ def test_what_cannot_be_read_is_named(tmp_path):
 
 
 def test_a_missing_image_dir_or_unknown_color_mode_is_named(tmp_path):
-    with pytest.raises(UserError, match="nowhere is not a folder; set image_reader"):
+    with pytest.raises(UserError, match=r"nowhere is not a folder; set dataset\.image_reader\.kwargs\.image_dir"):
         ImageReader(tmp_path / "nowhere")
     with pytest.raises(UserError, match="'HSV' is not one of RGB, BGR, GRAY"):
         ImageReader(tmp_path, "HSV")
