@@ -32,7 +32,8 @@ from utils.config import load_config
 from utils.distributed import Process
 from utils.errors import UserError
 from utils.losses import Criterion
-from utils.training import Trainer, build_optimizer, build_scheduler
+from utils.optimizer import build_optimizer, build_scheduler
+from utils.training import Trainer
 
 MVTEC_KEYS = json.loads((tiny.ROOT / "tests/golden/mvtec_checkpoint_keys.json").read_text())
 EPOCHS = 5

@@ -19,7 +19,8 @@ from utils.config import load_config, to_plain
 from utils.distributed import start_process, stop_process
 from utils.evaluation import Evaluation, compute_metrics, pack_masks
 from utils.losses import Criterion
-from utils.training import Trainer, build_optimizer, build_scheduler, fit
+from utils.optimizer import build_optimizer, build_scheduler
+from utils.training import Trainer, fit
 
 # Without noise of its own per process, and without AdamW's division, which makes much of rounding.
 EXACT = (

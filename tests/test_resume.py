@@ -23,7 +23,8 @@ from utils.config import load_config, to_plain
 from utils.distributed import Process
 from utils.errors import Interrupted, UserError
 from utils.losses import Criterion
-from utils.training import Trainer, build_optimizer, build_scheduler, fit
+from utils.optimizer import build_optimizer, build_scheduler
+from utils.training import Trainer, fit
 
 
 @pytest.fixture

@@ -17,7 +17,8 @@ from utils.cli import EXIT_INTERRUPTED
 from utils.config import load_config
 from utils.distributed import Process
 from utils.errors import UserError
-from utils.training import Trainer, build_optimizer, build_scheduler
+from utils.optimizer import build_optimizer, build_scheduler
+from utils.training import Trainer
 
 ONE_CYCLE = "trainer.lr_scheduler={type: OneCycleLR, kwargs: {max_lr: 0.01, pct_start: 0.3}}"
 RESUMES = (ONE_CYCLE, "saver.auto_resume=True")

@@ -21,7 +21,8 @@ from utils.config import load_config
 from utils.distributed import Process
 from utils.errors import UserError
 from utils.losses import Criterion
-from utils.training import Trainer, build_optimizer, build_scheduler, compile_trained, train_one_epoch
+from utils.optimizer import build_optimizer, build_scheduler
+from utils.training import Trainer, compile_trained, train_one_epoch
 
 
 @pytest.fixture

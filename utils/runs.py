@@ -25,9 +25,10 @@ from utils.gallery import headline_score, save_gallery
 from utils.intervals import bootstrap, format_intervals, write_intervals
 from utils.log import remove_events
 from utils.losses import Criterion
+from utils.optimizer import build_optimizer, build_scheduler
 from utils.precision import choose_precision
 from utils.seeding import make_reproducible, seed_everything
-from utils.training import Trainer, build_optimizer, build_scheduler, fit
+from utils.training import Trainer, fit
 from utils.versions import versions
 from utils.visualize import save_pictures
 
@@ -204,8 +205,8 @@ def load(data: Any, config: EasyDict, split: str, process: Process, seed: int) -
 
 
 def describe(process: Process) -> str:
-    processes = "1 process" if process.world_size == 1 else f"{process.world_size} processes"
-    return f"{processes} on CPU, no GPU is visible" if process.device.type == "cpu" else f"{processes}, a GPU each"
+    processes, each = ("1 process", "") if process.world_size == 1 else (f"{process.world_size} processes", " each")
+    return f"{processes} on CPU, no GPU is visible" if process.device.type == "cpu" else f"{processes} on a GPU{each}"
 
 
 def print_results(results: dict[str, float], loss: float, config: EasyDict) -> None:

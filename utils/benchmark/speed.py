@@ -26,8 +26,8 @@ from utils.distributed import choose_device
 from utils.errors import UserError
 from utils.losses import Criterion
 from utils.memory import keep_freed_memory
+from utils.optimizer import build_optimizer, trained_parameters
 from utils.precision import autocast
-from utils.training import build_optimizer, trained_parameters
 
 TASKS = {"train_step": 8, "feature_extraction": 8, "inference": 8, "inference_batch_1": 1}  # each with its images a batch
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -260,7 +260,7 @@ def operator_shares(run: Callable[[], object], device: torch.device, most: int =
     """The operators that runs spend most time in on the device, by their share of it."""
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or the profiler tells the terminal that it starts, and finds no GPU
     on_gpu = device.type == "cuda"
-    with profile(activities=[ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * on_gpu) as profiler:
+    with profile(activities=[ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * on_gpu, acc_events=True) as profiler:
         for _ in range(3):
             run()
         synchronize(device)
