@@ -1,11 +1,16 @@
 """Fixtures that several files share."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests import tiny
+
+# Tests compare what this process computes with what others do, often to the last bit: all of them on the CPU.
+# Only tests/test_cuda.py shows its processes a GPU.
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 
 @pytest.fixture(scope="module")
