@@ -1,9 +1,10 @@
 """How this process was started, which others there are, and what they tell each other."""
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -14,6 +15,8 @@ from utils.meeting import meet
 
 # A process that dies is noticed at once, this is for a silent machine. The metrics of the largest class are waited for longest.
 TIMEOUT = timedelta(minutes=10)
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -165,3 +168,19 @@ def broadcast(value: Any, process: Process) -> Any:
     values = [value]
     dist.broadcast_object_list(values)
     return values[0]
+
+
+def on_main(action: Callable[[], T], process: Process) -> T:
+    """What rank 0's `action` returns, or the UserError or OSError that it raises, in every process; each must call this."""
+    value, error = broadcast(attempt(action) if process.is_main else None, process)
+    if error:
+        raise error
+    return value
+
+
+def attempt(action: Callable[[], T]) -> tuple[T | None, UserError | OSError | None]:
+    """What `action` returns and None, or None and the UserError or OSError that it raises."""
+    try:
+        return action(), None
+    except (UserError, OSError) as error:
+        return None, error

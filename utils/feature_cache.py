@@ -16,12 +16,11 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,7 +30,7 @@ from tqdm import tqdm
 from datasets import EvalSampler, ImageDataset, ImageLoader, SampleReader
 from models.discriminators import Discriminator
 from models.necks import Standardise
-from utils.distributed import Process, broadcast, gather, to_device
+from utils.distributed import Process, attempt, broadcast, gather, on_main, to_device
 from utils.errors import UserError
 from utils.skipped import report_skipped
 from utils.versions import versions
@@ -43,7 +42,6 @@ WHERE_FROM = ("pretrained", "pretrained_model")  # says where weights came from;
 SPLITS = {"train": "training", "test": "test"}
 
 log = logging.getLogger("uniad")
-T = TypeVar("T")
 
 
 class ImagesChanged(UserError):
@@ -367,21 +365,6 @@ class FeatureDataset(SampleReader):
             "width": original_width,
             "index": index,
         }
-
-
-def on_main(action: Callable[[], T], process: Process) -> T:
-    """What rank 0's `action` returns, or the UserError or OSError that it raises, in every process."""
-    value, error = broadcast(attempt(action) if process.is_main else None, process)
-    if error:
-        raise error
-    return value
-
-
-def attempt(action: Callable[[], T]) -> tuple[T | None, UserError | OSError | None]:
-    try:
-        return action(), None
-    except (UserError, OSError) as error:
-        return None, error
 
 
 def check_shared(is_there: bool, folder: Path, process: Process) -> None:

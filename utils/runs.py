@@ -16,10 +16,10 @@ from datasets import ImageDataset, build_dataloader, build_dataset
 from models import build_network
 from utils.checkpoint import find_start, load_checkpoint, load_network_state, remove_checkpoints
 from utils.config import to_plain
-from utils.distributed import Process, barrier, broadcast, share_weights
+from utils.distributed import Process, barrier, broadcast, on_main, share_weights
 from utils.errors import UserError
 from utils.evaluation import Evaluation, compute_metrics, evaluate, format_table, missing_metrics, without_nan, write_results
-from utils.feature_cache import FeatureDataset, cached, on_main
+from utils.feature_cache import FeatureDataset, cached
 from utils.files import check_writable, write_text
 from utils.gallery import headline_score, save_gallery
 from utils.intervals import bootstrap, format_intervals, write_intervals

@@ -15,10 +15,9 @@ from datasets import ImageDataset, build_dataset
 from datasets.lists import read_list
 from utils.checkpoint import find_start, load_checkpoint, load_network_state
 from utils.config import load_config, to_plain
-from utils.distributed import Process
+from utils.distributed import Process, on_main
 from utils.drawing import save_picture
 from utils.errors import UserError
-from utils.feature_cache import on_main
 from utils.files import check_writable
 from utils.naming import ANY_CLASS, matching_classes, names_in_class
 from utils.runs import build, build_trainer, clear_run, describe, is_trained, load, start_random
