@@ -8,8 +8,9 @@ import pytest
 
 from tests import tiny
 
-# Tests compare what this process computes with what others do, often to the last bit: all of them on the CPU.
-# Only tests/test_cuda.py shows its processes a GPU.
+# Tests compare what this process computes with what others do, often to the last bit: on the CPU. tests/test_cuda.py shows
+# its processes the GPUs there were; pytest's workers inherit what is set here.
+os.environ.setdefault("GPUS_TO_TEST", os.environ.get("CUDA_VISIBLE_DEVICES", "0"))
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 

@@ -1,7 +1,7 @@
 """A real Slurm that lives in one folder: its daemons are children of the test, its two nodes are this machine twice.
 
-Needs the programs of slurmctld, slurmd, slurm-client and munge, and root. The nodes pretend to have GPUs, which changes what
-Slurm does, not what CUDA finds.
+Needs the programs of slurmctld, slurmd, slurm-client and munge, root, and no GPU. The nodes pretend to have GPUs, which changes
+what Slurm does, not what CUDA finds.
 """
 
 import contextlib
@@ -79,6 +79,8 @@ def slurm_cluster() -> Iterator[Cluster]:
         raise SlurmUnavailable(f"not installed: {', '.join(absent)}")
     if os.geteuid() != 0:
         raise SlurmUnavailable("only root can start its daemons")
+    if list(Path("/dev").glob("nvidia[0-9]*")):
+        raise SlurmUnavailable("its two nodes are this machine twice: their tasks would meet on its first GPU")
     with tempfile.TemporaryDirectory(prefix="slurm") as name, contextlib.ExitStack() as daemons:
         folder = Path(name)
         cluster = write_settings(folder)

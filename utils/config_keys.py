@@ -58,7 +58,7 @@ def score_keys(kind: str, meaning: str) -> dict[str, Key]:
 KEYS: dict[str, Key] = {
     "version": Key("str", None, "a free label of the configuration"),
     "random_seed": Key("int", None, "the process's rank is added; powers 1 to 4 seed numpy, torch, CUDA and Python", least=0),
-    "reproduce": on_off("deterministic algorithms; needs a seed. The same run twice is bit-equal on a machine (tested on CPU)"),
+    "reproduce": on_off("deterministic algorithms; needs a seed. The same run twice is bit-equal on a machine"),
     "port": Key(
         "int",
         None,

@@ -26,7 +26,7 @@ from utils.evaluation import compute_metrics, evaluate
 from utils.feature_cache import cached
 from utils.files import check_writable
 from utils.losses import Criterion
-from utils.runs import load, start_random, write_evaluation
+from utils.runs import describe, load, start_random, write_evaluation
 from utils.skipped import report_skipped
 
 BLOCK = 2**22  # distances that are held at a time, 16 MiB
@@ -143,7 +143,7 @@ def evaluate_nearest_neighbour(config: EasyDict, process: Process, tokens: int) 
     neighbour = fit(read_features(network, train_loader, process), chosen, stride)
     network.add_module(last["name"], neighbour)
     counts = (len(neighbour.tokens), len(images["train"]), len(images["test"]))
-    log.info("nearest of %d tokens from %d training images; %d test images", *counts)
+    log.info("nearest of %d tokens from %d training images; %d test images; %s", *counts, describe(process))
     times.append(time.perf_counter())
     evaluation = evaluate(network, test_loader, Criterion(config.criterion), process)
     times.append(time.perf_counter())
