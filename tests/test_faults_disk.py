@@ -88,6 +88,7 @@ def test_a_read_only_experiment_folder_is_one_line_before_anything_is_trained(tm
             (line,) = run.said().splitlines()
         assert line.endswith(f"{path.parent}/log: the log cannot be written there (Read-only file system); set saver.log_dir")
     caplog.set_level("INFO", "uniad")
+    caplog.clear()  # a tool that ran in this process before may have left the level there
     with pytest.raises(UserError, match=r"/checkpoints: cannot be written \(Read-only file system\)"):
         tiny.train(path, "saver.auto_resume=True", "trainer.max_epoch=2")
     with pytest.raises(UserError, match=r"/result: cannot be written \(Read-only file system\)"):
