@@ -32,6 +32,7 @@ test: lint   ## check the code and run the tests
 
 lint: .venv/.installed-tests   ## check the code only
 	$(VENV_PYTHON) -m ruff check .
+	.venv/bin/lint-imports
 
 clean:   ## remove the demo's data and results; .venv stays
 	rm -rf data/demo experiments/demo/feature_cache experiments/demo/checkpoints experiments/demo/log experiments/demo/result

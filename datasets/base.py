@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.bad_images import SampleReader
+from datasets.loading import SampleReader
 from datasets.pseudo import paste_defect
 from datasets.transforms import Transform, mask_to_tensor
 from utils.errors import UserError

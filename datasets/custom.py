@@ -5,7 +5,7 @@ import hashlib
 import numpy as np
 
 from datasets.base import ImageDataset, describe_file
-from datasets.image_reader import ImageReader
+from datasets.images import ImageReader
 from datasets.lists import read_list
 from datasets.transforms import Transform
 from utils.errors import UserError

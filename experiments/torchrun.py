@@ -10,7 +10,7 @@ import subprocess
 import sys
 from typing import Any
 
-INTERRUPTED = 75  # utils.cli.EXIT_INTERRUPTED
+INTERRUPTED = 75  # utils.process.cli.EXIT_INTERRUPTED
 SECONDS = 30  # to save in, as torchrun gives
 
 

@@ -55,7 +55,15 @@ class Network(nn.Module):
         return self
 
 
-def build_network(net: Sequence[dict]) -> Network:
-    """The network of a configuration's `net`, as utils.config.load_config returns it: validated, derived values filled in."""
-    subnets = {subnet["name"]: SUBNETS[subnet["type"]](**subnet["kwargs"]) for subnet in net}
+def build_network(net: Sequence[dict], with_pretrained: bool = True) -> Network:
+    """The network of a configuration's `net`, as utils.config.load_config returns it: validated, derived values filled in.
+
+    Without `with_pretrained` no ImageNet weights are read, whatever `net` says: a checkpoint is loaded next.
+    """
+    subnets = {}
+    for subnet in net:
+        kwargs = dict(subnet["kwargs"])
+        if "pretrained" in kwargs and not with_pretrained:
+            kwargs["pretrained"] = False
+        subnets[subnet["name"]] = SUBNETS[subnet["type"]](**kwargs)
     return Network(subnets, frozen=[subnet["name"] for subnet in net if subnet["frozen"]])

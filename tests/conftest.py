@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import tiny
+from tests.helpers import tiny
 
 # Tests compare what this process computes with what others do, often to the last bit: on the CPU. tests/test_cuda.py shows
 # its processes the GPUs there were; pytest's workers inherit what is set here.

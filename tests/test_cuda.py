@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 import torch
 
-from tests import test_discriminator, test_train_vis_decoder, tiny
-from tests.golden_cases import CASES, GOLDEN, golden_input, golden_weights
-from tests.started_runs import result
-from tests.test_training import assert_same
+from tests.helpers import discriminator, tiny, vis_runs
+from tests.helpers.comparing import assert_same
+from tests.helpers.golden_cases import CASES, GOLDEN, golden_input, golden_weights
+from tests.helpers.started_runs import result
 from utils.config import load_config
-from utils.distributed import Process
-from utils.predictor import Predictor
+from utils.predict.predictor import Predictor
+from utils.process.distributed import Process
 
 FORWARD_CASES = [name for name in CASES if name == "mvtec" or name.startswith("small")]
 GPU = Process(device=torch.device("cuda", 0))
@@ -87,8 +87,9 @@ def test_features_are_the_published_ones(on_gpu: Callable, name: str) -> None:
 
 def six_steps() -> list[float]:
     from tests.test_uniad import build
-    from utils.losses import FeatureMSELoss
-    from utils.optimizer import build_optimizer
+
+    from models.losses import FeatureMSELoss
+    from utils.training.optimizer import build_optimizer
 
     case = CASES["train"]
     model = golden_weights(build(case["config"])).train().cuda()
@@ -112,10 +113,10 @@ def test_six_training_steps_are_the_published_ones(on_gpu: Callable) -> None:
 
 
 def train(path: Path, *overrides: str) -> None:
-    from utils import runs
+    from utils.runs.train import train
 
     try:
-        runs.train(load_config(path, overrides), GPU)
+        train(load_config(path, overrides), GPU)
     finally:
         torch.use_deterministic_algorithms(False)
 
@@ -137,7 +138,7 @@ def assert_ended_well(outcome: tiny.Outcome) -> None:
     assert outcome.code == 0, outcome.stdout + outcome.stderr
 
 
-MAKE = {"published": tiny.make, "plus": test_discriminator.make}
+MAKE = {"published": tiny.make, "plus": discriminator.make}
 
 
 @pytest.fixture(scope="module", params=MAKE)
@@ -234,8 +235,8 @@ def test_the_nearest_neighbour_is_the_cpu_s(tmp_path: Path, on_gpu: Callable) ->
 
 
 def test_a_vis_decoder_trains_and_draws(tmp_path: Path, on_gpu: Callable) -> None:
-    path = test_train_vis_decoder.make(tmp_path)
-    outcome = on_gpu(run, test_train_vis_decoder.TOOL, "--config", path, "--class_name", "cup")
+    path = vis_runs.make(tmp_path)
+    outcome = on_gpu(run, vis_runs.TOOL, "--config", path, "--class_name", "cup")
     assert_ended_well(outcome)
     assert "1 process on a GPU" in outcome.stdout + outcome.stderr
     assert list((tmp_path / "cup/vis").rglob("*.jpg")), outcome

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from utils.config_keys import KEYS, REQUIRED
+from utils.config.keys import KEYS, REQUIRED
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -16,9 +16,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from utils.benchmark.metrics import measure_metrics, mvtec_counts
 from utils.benchmark.report import format_report
 from utils.benchmark.speed import measure_speed, without_weights
-from utils.cli import run
 from utils.config import load_config
 from utils.files import write_text
+from utils.process.cli import run
 
 SECTIONS = ("dataset", "criterion", "trainer", "net")
 

@@ -15,9 +15,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from utils.calibration_run import calibrate_checkpoint
-from utils.cli import run
 from utils.config import load_config
+from utils.process.cli import run
+from utils.runs.calibrate import calibrate_checkpoint
 
 SECTIONS = ("dataset", "saver", "evaluator", "net")
 

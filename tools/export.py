@@ -13,10 +13,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from utils.cli import run
 from utils.config import load_config
-from utils.export import INPUTS, SUFFIXES, export_checkpoint
-from utils.torch_engine import SECTIONS
+from utils.predict.export import INPUTS, SUFFIXES, export_checkpoint
+from utils.predict.torch_engine import SECTIONS
+from utils.process.cli import run
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from utils.cli import run
-from utils.demo.build import build_demo
+from datasets.demo.build import build_demo
+from utils.process.cli import run
 
 ROOT = Path(__file__).resolve().parent.parent
 

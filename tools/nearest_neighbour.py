@@ -16,12 +16,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from utils.cli import run
 from utils.config import load_config
-from utils.distributed import start_process, stop_process
-from utils.log import start_log
-from utils.nearest_neighbour import evaluate_nearest_neighbour
-from utils.separate import run_separately
+from utils.process.cli import run
+from utils.process.distributed import start_process, stop_process
+from utils.process.log import start_log
+from utils.runs.nearest_neighbour import evaluate_nearest_neighbour
+from utils.runs.per_class import run_separately
 
 SECTIONS = ("dataset", "criterion", "saver", "evaluator", "net")
 NAME = "nearest_neighbour"

@@ -13,10 +13,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from utils.cli import run
 from utils.errors import UserError
+from utils.predict.predictor import Predictor
 from utils.predict.run import Options, predict_into
-from utils.predictor import Predictor
+from utils.process.cli import run
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -20,11 +20,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from datasets.lists import lists_from_counts
 from datasets.prepare import KINDS, read_layout
 from datasets.prepare.checks import Checked, check_images
-from datasets.prepare.found import Found
-from datasets.prepare.outcome import leave_out, only_classes, problems, split_good, write
+from datasets.prepare.scan import Found
 from datasets.prepare.summary import Notes, describe_duplicates, find_notes, table
-from utils.cli import run
+from datasets.prepare.write_lists import leave_out, only_classes, problems, split_good, write
 from utils.errors import UserError
+from utils.process.cli import run
 
 MOST_LINES = 100  # of bad files; more have one cause
 

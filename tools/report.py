@@ -10,8 +10,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from utils.cli import run
-from utils.report import write_report
+from utils.process.cli import run
+from utils.report.page import write_report
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -11,8 +11,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from utils.cli import run
-from utils.summary import format_text, summarize, write_summary
+from utils.process.cli import run
+from utils.report.summary import format_text, summarize, write_summary
 
 
 def parse_arguments() -> argparse.Namespace:

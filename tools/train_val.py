@@ -13,12 +13,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from utils.cli import run
 from utils.config import load_config
-from utils.distributed import start_process, stop_process
-from utils.log import start_log
-from utils.runs import evaluate_checkpoint, train
-from utils.separate import run_separately
+from utils.process.cli import run
+from utils.process.distributed import start_process, stop_process
+from utils.process.log import start_log
+from utils.runs.evaluate import evaluate_checkpoint
+from utils.runs.per_class import run_separately
+from utils.runs.train import train
 
 SECTIONS = ("dataset", "criterion", "trainer", "saver", "evaluator", "net")
 

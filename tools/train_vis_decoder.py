@@ -10,11 +10,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from utils.cli import add_class_arguments, run
 from utils.config import CLASS_OUTPUTS, load_config
-from utils.distributed import start_process, stop_process
-from utils.log import start_log
-from utils.vis_decoder import draw_check_images, train_decoder, training_classes
+from utils.process.cli import add_class_arguments, run
+from utils.process.distributed import start_process, stop_process
+from utils.process.log import start_log
+from utils.runs.vis_decoder import draw_check_images, train_decoder, training_classes
 
 SECTIONS = ("dataset", "criterion", "trainer", "saver", "net")
 

@@ -9,11 +9,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from utils.cli import add_class_arguments, run
 from utils.config import load_config
-from utils.distributed import start_process, stop_process
-from utils.log import start_log
-from utils.vis_query import draw_queries, query_classes
+from utils.process.cli import add_class_arguments, run
+from utils.process.distributed import start_process, stop_process
+from utils.process.log import start_log
+from utils.runs.vis_query import draw_queries, query_classes
 
 SECTIONS = ("data", "vis_query", "saver", "net")
 

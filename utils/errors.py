@@ -13,4 +13,4 @@ class UserError(Exception):
 
 
 class Interrupted(Exception):
-    """A run that a signal asked to stop, and that has saved where it was. The message is one line; see utils.cli.run."""
+    """A run that a signal asked to stop, and that has saved where it was. The message is one line; see utils.process.cli.run."""

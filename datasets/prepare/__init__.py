@@ -6,8 +6,8 @@ from pathlib import Path
 
 from datasets.lists import subfolders, walk_images
 from datasets.prepare.folder import read_folder
-from datasets.prepare.found import Found
 from datasets.prepare.real_iad import is_real_iad, read_real_iad
+from datasets.prepare.scan import Found
 from datasets.prepare.trees import is_btad, is_mvtec, is_mvtec_loco, read_btad, read_mvtec, read_mvtec_loco
 from datasets.prepare.visa import is_visa, read_visa
 from utils.errors import UserError

@@ -11,10 +11,10 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
-from datasets.image_reader import ImageReader
+from datasets.images import ImageReader
 from datasets.lists import Record
-from datasets.prepare.found import Found
 from datasets.prepare.near_duplicates import fingerprint
+from datasets.prepare.scan import Found
 from utils.errors import UserError
 
 ALL_BUT_BLACK = 16  # of 255: a 12-bit camera's 16-bit file, read at 8 bits, stays below

@@ -4,7 +4,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from datasets.lists import Record, find_mask, image_names, join, masks_by_stem, record, records_of_class, subfolders, walk_images
-from datasets.prepare.found import Found
+from datasets.prepare.scan import Found
 from utils.errors import UserError
 
 GOOD_NAMES = ("good", "ok", "normal")

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from datasets.lists import Record, join, record
-from datasets.prepare.found import Found
+from datasets.prepare.scan import Found
 from utils.errors import UserError
 
 LISTS = ("realiad_jsons", "realiad_jsons/realiad_jsons")  # the archive holds the folder in a folder of its own name

@@ -4,7 +4,7 @@ from collections import Counter
 
 from datasets.lists import Record
 from datasets.prepare.checks import Checked
-from datasets.prepare.found import Found, by_class
+from datasets.prepare.scan import Found, by_class
 
 FEW = 8  # training images of a class
 MOST_PAIRS = 10

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from datasets.lists import image_names, join, lists_from_tree, record, subfolders
-from datasets.prepare.found import Found
+from datasets.prepare.scan import Found
 
 
 def has_class_with(root: Path, *folders: str) -> bool:

@@ -4,7 +4,7 @@ import csv
 from pathlib import Path
 
 from datasets.lists import record, records_of_class, subfolders
-from datasets.prepare.found import Found
+from datasets.prepare.scan import Found
 from datasets.prepare.trees import has_class_with
 from utils.errors import UserError
 

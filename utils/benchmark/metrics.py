@@ -15,9 +15,9 @@ import numpy as np
 from scipy import ndimage
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
-from utils.benchmark.process import in_fresh_process, peak_megabytes
-from utils.memory import keep_freed_memory
-from utils.metrics import AUPRO_LIMIT, evaluate_maps, image_scores
+from utils.benchmark.process import in_fresh_process
+from utils.evaluation.metrics import AUPRO_LIMIT, evaluate_maps, image_scores
+from utils.process.memory import keep_freed_memory, peak_megabytes
 
 SIDE = 224  # of a map, in pixels
 IMAGE = {"name": "max", "kwargs": {"avgpool_size": (16, 16)}}

@@ -3,7 +3,6 @@
 import functools
 import multiprocessing
 import os
-import sys
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing.context import BaseContext
@@ -30,10 +29,3 @@ def in_fresh_process(function: Callable[..., Any], *args: Any) -> Any:
     """What `function(*args)` returns or raises, computed in a process of its own."""
     with fresh_process() as process:
         return process.submit(function, *args).result()
-
-
-def peak_megabytes() -> float:
-    """The most that this process has had in memory, in 10⁶ bytes, the libraries included."""
-    import resource  # Unix only, and needed only here
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6

@@ -18,16 +18,16 @@ from tqdm import tqdm
 
 from models import build_network
 from models.backbones.specs import SPECS
+from models.losses import Criterion
 from models.network import Network
 from utils.benchmark.plain import PlainNetwork
-from utils.benchmark.process import fresh_process, in_fresh_process, peak_megabytes
+from utils.benchmark.process import fresh_process, in_fresh_process
 from utils.config import to_plain
-from utils.distributed import choose_device
 from utils.errors import UserError
-from utils.losses import Criterion
-from utils.memory import keep_freed_memory
-from utils.optimizer import build_optimizer, trained_parameters
-from utils.precision import autocast
+from utils.process.distributed import choose_device
+from utils.process.memory import keep_freed_memory, peak_megabytes
+from utils.process.precision import autocast
+from utils.training.optimizer import build_optimizer, trained_parameters
 
 TASKS = {"train_step": 8, "feature_extraction": 8, "inference": 8, "inference_batch_1": 1}  # each with its images a batch
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}

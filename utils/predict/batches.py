@@ -11,8 +11,8 @@ import cv2
 import numpy as np
 
 from utils.errors import UserError
-from utils.predict.sources import Item
-from utils.predictor import Predictor
+from utils.predict.inputs import Item
+from utils.predict.predictor import Predictor
 
 A, B = TypeVar("A"), TypeVar("B")
 

@@ -28,7 +28,7 @@ def to_rgb(image: str | Path | Image.Image | np.ndarray) -> np.ndarray:
 
 
 def read_rgb(path: str | Path) -> np.ndarray:
-    """The image in a file, decoded as datasets.image_reader does. Raises UserError naming a file that is missing or no image."""
+    """The image in a file, decoded as datasets.images does. Raises UserError naming a file that is missing or no image."""
     try:
         data = Path(path).read_bytes()
     except OSError as error:

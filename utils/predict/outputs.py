@@ -18,11 +18,11 @@ from typing import Any
 
 import numpy as np
 
-from utils.drawing import heat_map, normalise, save_picture
 from utils.errors import UserError
 from utils.files import write_atomically, write_text
 from utils.predict.batches import Failed, Predicted
-from utils.predictor import resize_map
+from utils.predict.predictor import resize_map
+from utils.report.drawing import heat_map, normalise, save_picture
 
 PICTURES, MAPS = "pictures", "maps"
 COLUMNS = ("file", "score", "decision", "latency_ms")

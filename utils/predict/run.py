@@ -9,12 +9,12 @@ from pathlib import Path
 import cv2
 from tqdm import tqdm
 
-from utils.calibration import file_hash
 from utils.errors import UserError
+from utils.evaluation.calibration import file_hash
 from utils.predict.batches import Failed, Predicted, predict_batches
+from utils.predict.inputs import VIDEOS, Inputs, camera_name, find_inputs, items, name_below
 from utils.predict.outputs import Output
-from utils.predict.sources import VIDEOS, Inputs, camera_name, find_inputs, items, name_below
-from utils.predictor import Predictor
+from utils.predict.predictor import Predictor
 
 LARGEST = 1024  # pixels of the longer side of an image in a picture
 LISTED = 20  # images without a score that are named on the terminal; errors.csv names all

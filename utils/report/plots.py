@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from utils.metrics import Ranking, rank_images
+from utils.evaluation.metrics import Ranking, rank_images
 
 SETTINGS = {
     "svg.fonttype": "none",

@@ -1,0 +1,65 @@
+"""What is read from disk: data sets, and the loaders that make batches of them."""
+
+import torch
+
+from datasets.base import ImageDataset
+from datasets.cifar10 import CIFAR10Dataset
+from datasets.custom import CustomDataset
+from datasets.images import ImageReader
+from datasets.loading import ImageLoader, SampleReader
+from datasets.samplers import EvalSampler, TrainSampler
+from datasets.transforms import Transform
+from utils.errors import UserError
+
+
+def build_dataset(cfg: dict, split: str, seed: int = 0) -> ImageDataset:
+    """The data set of a split; cfg is the configuration's `dataset` section, its paths absolute.
+
+    split: "train", "test", or "holdout", the images of training that `holdout` leaves out of it.
+    """
+    cfg = _of_split(cfg, "train" if split == "holdout" else split)
+    training = split == "train"  # only then is there a random generator, and with it augmentation
+    options = {key: cfg[key] for key in ("hflip", "vflip", "rotate", "colorjitter") if key in cfg}
+    options |= {key: cfg[key] for key in ("input_size", "pixel_mean", "pixel_std")}
+    pseudo_anomalies = cfg.get("pseudo_anomalies", False)
+    if cfg["type"] == "custom":
+        reader = ImageReader(**cfg["image_reader"]["kwargs"])
+        transform = Transform(**options, color_mode=reader.color_mode)
+        parts = {} if split == "test" else {"holdout": cfg.get("holdout", 0), "held_out": split == "holdout"}
+        parts |= {"on_bad_image": cfg.get("on_bad_image", "stop"), "pseudo_anomalies": pseudo_anomalies}
+        return CustomDataset(cfg["meta_file"], reader, transform, training, seed, cfg.get("class_name"), **parts)
+    if cfg.get("holdout"):
+        raise UserError(f"dataset.holdout is for data sets of type custom, not {cfg['type']}")
+    if cfg["type"] == "cifar10":
+        transform = Transform(**options, resample="lanczos")
+        return CIFAR10Dataset(cfg["root_dir"], cfg["normals"], transform, training, seed, pseudo_anomalies)
+    raise UserError(f"dataset.type {cfg['type']!r} is not one of custom, cifar10")
+
+
+def build_dataloader(
+    dataset: SampleReader, cfg: dict, split: str, rank: int = 0, world_size: int = 1, seed: int = 0, pin_memory: bool = False
+) -> ImageLoader:
+    """The loader of a process; batch_size and workers are each process's own, a last smaller batch is kept.
+
+    In training set `dataset.epoch` and call `loader.sampler.set_epoch` before each epoch. A signal to the whole process group
+    does not end its workers.
+    """
+    cfg = _of_split(cfg, split)
+    if split == "train":
+        clsnames = dataset.clsnames if cfg.get("rebalance") else None
+        sampler = TrainSampler(len(dataset), rank, world_size, seed, clsnames)
+    else:
+        sampler = EvalSampler(len(dataset), rank, world_size)
+    return ImageLoader(
+        dataset,
+        batch_size=cfg["batch_size"],
+        sampler=sampler,
+        num_workers=cfg["workers"],
+        pin_memory=pin_memory,
+        persistent_workers=False,  # workers started anew each epoch know the data set's epoch
+        generator=torch.Generator().manual_seed(seed),  # starting a loader leaves the global random state alone
+    )
+
+
+def _of_split(cfg: dict, split: str) -> dict:
+    return {**cfg, **(cfg.get(split) or {})}

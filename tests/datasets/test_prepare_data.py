@@ -1,0 +1,358 @@
+"""tools/prepare_data.py on trees laid out as each data set's publisher does; datasets/prepare says who documents a layout."""
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from datasets.lists import read_list
+from datasets.prepare import KINDS, read_layout
+from tests.helpers.tiny import ROOT, environment, save_image
+from tools.prepare_data import main
+from utils.errors import UserError
+
+MVTEC = ROOT / "data" / "MVTec-AD"
+
+
+def paint(root: Path, *names: str) -> None:
+    """An image of its own for each name, 24 x 16 pixels."""
+    for name in names:
+        rng = np.random.default_rng(list(name.encode()))
+        save_image(root / name, cv2.resize(rng.integers(40, 256, (4, 6, 3), dtype=np.uint8), (24, 16)))
+
+
+def paint_masks(root: Path, *names: str, value: int = 255) -> None:
+    """For each name a mask of 24 x 16 pixels; the second row of the first is marked, the third row of the second, …"""
+    for row, name in enumerate(names, 1):
+        mask = np.zeros((16, 24), np.uint8)
+        mask[row] = value
+        save_image(root / name, mask)
+
+
+@pytest.fixture
+def prepare(tmp_path, monkeypatch, capsys):
+    """Run the tool on tmp_path/root; returns the lists it wrote, as rows (filename, label, maskname, clsname), and its table."""
+
+    def run(kind: str, *options: str) -> tuple[dict[str, list[tuple]], list[list[str]]]:
+        out = tmp_path / "out"
+        arguments = [kind, "--root", str(tmp_path / "root"), "--out", str(out), "--workers", "2", *options]
+        monkeypatch.setattr(sys, "argv", ["prepare_data.py", *arguments])
+        main()
+        lists = {path.stem: [tuple(line.values()) for line in read_list(path)] for path in out.glob("*.json")}
+        return lists, [line.split() for line in capsys.readouterr().out.splitlines()]
+
+    return run
+
+
+# --- the published data sets ---
+
+
+@pytest.mark.parametrize("kind", ["mvtec", "mpdd"])
+def test_mvtec_and_mpdd(tmp_path, prepare, kind):
+    paint(tmp_path / "root", *(f"bracket_black/train/good/00{i}.png" for i in range(3)))
+    paint(
+        tmp_path / "root", "bracket_black/test/good/000.png", "bracket_black/test/hole/000.png", "bracket_black/test/hole/001.png"
+    )
+    paint_masks(tmp_path / "root", "bracket_black/ground_truth/hole/000_mask.png", "bracket_black/ground_truth/hole/001_mask.png")
+    paint(tmp_path / "root", "tube/train/good/000.png", "tube/test/good/000.png")
+    lists, rows = prepare(kind)
+    assert lists["train"] == [
+        *((f"bracket_black/train/good/00{i}.png", 0, None, "bracket_black") for i in range(3)),
+        ("tube/train/good/000.png", 0, None, "tube"),
+    ]
+    assert lists["test"] == [
+        ("bracket_black/test/good/000.png", 0, None, "bracket_black"),
+        ("bracket_black/test/hole/000.png", 1, "bracket_black/ground_truth/hole/000_mask.png", "bracket_black"),
+        ("bracket_black/test/hole/001.png", 1, "bracket_black/ground_truth/hole/001_mask.png", "bracket_black"),
+        ("tube/test/good/000.png", 0, None, "tube"),
+    ]
+    assert [row[:5] for row in rows[1:4]] == [["bracket_black", *"3122"], ["tube", *"1100"], ["total", *"4222"]]
+
+
+def visa_images(root: Path) -> None:
+    paint(root, "candle/Data/Images/Normal/0000.JPG", "candle/Data/Images/Normal/0001.JPG", "candle/Data/Images/Anomaly/000.JPG")
+    paint_masks(root, "candle/Data/Masks/Anomaly/000.png", value=3)  # a kind of defect
+
+
+def test_visa_with_its_table_of_splits(tmp_path, prepare):
+    root = tmp_path / "root"
+    visa_images(root)
+    (root / "split_csv").mkdir()
+    with open(root / "split_csv" / "1cls.csv", "w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["object", "split", "label", "image", "mask"])
+        rows.writerow(["candle", "train", "normal", "candle/Data/Images/Normal/0001.JPG", ""])
+        rows.writerow(["candle", "test", "normal", "candle/Data/Images/Normal/0000.JPG", ""])
+        rows.writerow(["candle", "test", "anomaly", "candle/Data/Images/Anomaly/000.JPG", "candle/Data/Masks/Anomaly/000.png"])
+    lists, table = prepare("visa")
+    assert lists["train"] == [("candle/Data/Images/Normal/0001.JPG", 0, None, "candle")]
+    assert lists["test"] == [
+        ("candle/Data/Images/Anomaly/000.JPG", 1, "candle/Data/Masks/Anomaly/000.png", "candle"),
+        ("candle/Data/Images/Normal/0000.JPG", 0, None, "candle"),
+    ]
+    assert table[1][:5] == ["candle", *"1111"]
+    assert "empty" not in table[1]
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ("image,label\n", "1cls.csv: its first line must name the columns object, split"),
+        ("object,split,label,image,mask\nc,train,normal,a.JPG,\nc,train,good,b.JPG,\n", "1cls.csv:3: split must be"),
+    ],
+)
+def test_a_table_of_another_form_is_named(tmp_path, table, message):
+    (tmp_path / "split_csv").mkdir()
+    (tmp_path / "split_csv" / "1cls.csv").write_text(table)
+    with pytest.raises(UserError, match=message):
+        read_layout("visa", tmp_path)
+
+
+def test_visa_as_its_authors_script_lays_it_out(tmp_path, prepare):
+    paint(tmp_path / "root/1cls/pcb1", "train/good/0005.JPG", "test/good/0001.JPG", "test/bad/000.JPG")
+    paint_masks(tmp_path / "root/1cls/pcb1", "ground_truth/bad/000.png")
+    lists, _ = prepare("visa")
+    assert lists["train"] == [("1cls/pcb1/train/good/0005.JPG", 0, None, "pcb1")]
+    assert lists["test"] == [
+        ("1cls/pcb1/test/bad/000.JPG", 1, "1cls/pcb1/ground_truth/bad/000.png", "pcb1"),
+        ("1cls/pcb1/test/good/0001.JPG", 0, None, "pcb1"),
+    ]
+
+
+def test_btad(tmp_path, prepare):
+    paint(tmp_path / "root", "01/train/ok/0000.bmp", "01/test/ok/0000.bmp", "01/test/ko/0000.bmp")
+    paint(tmp_path / "root", "02/train/ok/0001.png", "02/test/ok/0000.png", "02/test/ko/0003.png")
+    paint_masks(tmp_path / "root", "01/ground_truth/ko/0000.png", "02/ground_truth/ko/0003.png")
+    paint(tmp_path / "root", "03/train/ok/0000.bmp", "03/test/ko/0000.bmp")
+    paint_masks(tmp_path / "root", "03/ground_truth/ko/0000.bmp")
+    lists, rows = prepare("btad")
+    assert [row[0] for row in lists["train"]] == ["01/train/ok/0000.bmp", "02/train/ok/0001.png", "03/train/ok/0000.bmp"]
+    assert lists["test"] == [
+        ("01/test/ko/0000.bmp", 1, "01/ground_truth/ko/0000.png", "01"),
+        ("01/test/ok/0000.bmp", 0, None, "01"),
+        ("02/test/ko/0003.png", 1, "02/ground_truth/ko/0003.png", "02"),
+        ("02/test/ok/0000.png", 0, None, "02"),
+        ("03/test/ko/0000.bmp", 1, "03/ground_truth/ko/0000.bmp", "03"),
+    ]
+    assert rows[3][:5] == ["03", *"1011"]
+
+
+@pytest.mark.parametrize("folder", ["realiad_jsons", "realiad_jsons/realiad_jsons"])
+def test_real_iad(tmp_path, prepare, folder):
+    root = tmp_path / "root"
+    good, tested = "OK/S0001/audiojack_0001_OK_C1_20231021.jpg", "OK/S0002/audiojack_0002_OK_C1_20231021.jpg"
+    bent, mask = "NG/BX/S0003/audiojack_0003_BX_C1_20231022.jpg", "NG/BX/S0003/audiojack_0003_BX_C1_20231022.png"
+    paint(root, *(f"{size}/audiojack/{name}" for size in ("realiad_512", "realiad_1024") for name in (good, tested, bent)))
+    paint_masks(root, *(f"{size}/audiojack/{mask}" for size in ("realiad_512", "realiad_1024")))
+
+    def entry(kind: str, image: str, mask: str | None = None) -> dict:
+        return {"category": "audiojack", "anomaly_class": kind, "image_path": image, "mask_path": mask}
+
+    content = {
+        "meta": {"prefix": "audiojack/", "normal_class": "OK"},
+        "train": [entry("OK", good)],
+        "test": [entry("OK", tested), entry("BX", bent, mask)],
+    }
+    (root / folder).mkdir(parents=True)
+    (root / folder / "audiojack.json").write_text(json.dumps(content))
+    lists, rows = prepare("real_iad")
+    prefix = "realiad_512/audiojack"  # the smaller of the sizes that are there
+    assert lists["train"] == [(f"{prefix}/{good}", 0, None, "audiojack")]
+    assert lists["test"] == [
+        (f"{prefix}/{bent}", 1, f"{prefix}/{mask}", "audiojack"),
+        (f"{prefix}/{tested}", 0, None, "audiojack"),
+    ]
+    assert rows[1][:5] == ["audiojack", *"1111"]
+
+
+def test_real_iad_without_images_or_with_another_file_says_so(tmp_path):
+    (tmp_path / "realiad_jsons").mkdir()
+    (tmp_path / "realiad_jsons" / "toy.json").write_text("[]")
+    with pytest.raises(UserError, match="none of the image folders realiad_256, realiad_512, realiad_1024"):
+        read_layout("real_iad", tmp_path)
+    (tmp_path / "realiad_256").mkdir()
+    with pytest.raises(UserError, match=r"toy\.json is not a class's list of Real-IAD"):
+        read_layout("real_iad", tmp_path)
+
+
+def test_mvtec_loco_joins_the_masks_of_an_image_and_keeps_validation_apart(tmp_path, prepare):
+    root = tmp_path / "root"
+    paint(root / "splicing", "train/good/000.png", "validation/good/000.png", "validation/good/001.png", "test/good/000.png")
+    paint(
+        root / "splicing", *(f"test/{kind}_anomalies/{name}.png" for kind in ("logical", "structural") for name in ("000", "001"))
+    )
+    one = "splicing/ground_truth/structural_anomalies/000/000.png"
+    joined = "splicing/ground_truth/logical_anomalies/001.png"
+    paint_masks(root, one)
+    paint_masks(root / "splicing/ground_truth", *(f"logical_anomalies/001/00{i}.png" for i in range(3)), value=209)
+    for _ in range(2):  # the second time the joined mask is there already
+        lists, rows = prepare("mvtec_loco")
+        assert lists["train"] == [("splicing/train/good/000.png", 0, None, "splicing")]
+        assert lists["validation"] == [(f"splicing/validation/good/00{i}.png", 0, None, "splicing") for i in range(2)]
+        assert [row[1:3] for row in lists["test"]] == [
+            (0, None),
+            (1, None),
+            (1, joined),
+            (1, one),
+            (1, None),
+        ]
+        assert rows[1][:5] == ["splicing", *"1142"]
+        assert "2 held out in validation.json" in " ".join(rows[1])
+    mask = cv2.imread(str(root / joined), cv2.IMREAD_UNCHANGED)
+    assert mask.any(axis=1).tolist() == [False, True, True, True] + [False] * 12
+    assert set(np.unique(mask)) == {0, 255}
+
+
+# --- one's own images ---
+
+
+def test_own_images_split_already(tmp_path, prepare):
+    paint(tmp_path / "root", "train/OK/a.png", "test/ok/b.png", "test/scratch/c.png")
+    paint_masks(tmp_path / "root", "ground_truth/scratch/c_mask.png")
+    lists, _ = prepare("folder")
+    assert lists["train"] == [("train/OK/a.png", 0, None, "root")]
+    assert lists["test"] == [
+        ("test/ok/b.png", 0, None, "root"),
+        ("test/scratch/c.png", 1, "ground_truth/scratch/c_mask.png", "root"),
+    ]
+
+
+@pytest.mark.parametrize("folder", ["", "nut/"])
+def test_own_images_sorted_into_good_and_bad(tmp_path, prepare, folder):
+    names = [f"{folder}Good/{day}/{i}.jpg" for day in ("mon", "tue") for i in range(10)]
+    paint(tmp_path / "root", *names, f"{folder}bad/0.png", f"{folder}bad/late/1.png", f"{folder}scratch/2.png")
+    paint_masks(tmp_path / "root", f"{folder}ground_truth/bad/late/1.png", f"{folder}ground_truth/scratch/2_mask.png")
+    lists, rows = prepare("folder")
+    clsname = folder.strip("/") or "root"
+    good = [row for row in lists["test"] if row[1] == 0]
+    assert (len(lists["train"]), len(good)) == (16, 4)
+    assert sorted(row[0] for row in lists["train"] + good) == names
+    assert [row for row in lists["test"] if row[1] == 1] == [
+        (f"{folder}bad/0.png", 1, None, clsname),
+        (f"{folder}bad/late/1.png", 1, f"{folder}ground_truth/bad/late/1.png", clsname),
+        (f"{folder}scratch/2.png", 1, f"{folder}ground_truth/scratch/2_mask.png", clsname),
+    ]
+    assert rows[1][:5] == [clsname, "16", "4", "3", "2"]
+    assert {row[3] for row in lists["train"]} == {clsname}
+
+
+def test_the_folders_of_good_and_bad_images_can_be_named(tmp_path, prepare):
+    paint(tmp_path / "root", *(f"pass/{i}.png" for i in range(5)), "fail/0.png", "not sorted yet/0.png")
+    lists, _ = prepare("folder", "--good", "pass", "--bad", "FAIL", "--test_share", "0.4")
+    assert [row[0] for row in lists["test"] if row[1]] == ["fail/0.png"]
+    assert [len(lists["train"]), len(lists["test"])] == [3, 3]
+    with pytest.raises(UserError, match="there is no folder 'broken' with images beside a folder of good ones"):
+        prepare("folder", "--good", "pass", "--bad", "broken")
+
+
+def test_photographs_are_all_good_and_a_share_of_each_class_is_kept_for_testing(tmp_path, prepare):
+    paint(tmp_path / "root", *(f"cup/{i}.png" for i in range(10)), *(f"mug/{i}.png" for i in range(5)))
+    lists, rows = prepare("folder")
+    assert [row[:4] for row in rows[1:3]] == [["cup", *"820"], ["mug", *"410"]]
+    assert {row[1] for row in lists["train"] + lists["test"]} == {0}
+    assert "no defective test images" in " ".join(rows[1])
+
+
+def test_photographs_without_folders_are_one_class_named_after_their_folder(tmp_path, prepare):
+    paint(tmp_path / "root", *(f"{i}.png" for i in range(9)), "later/9.png")
+    lists, rows = prepare("folder")
+    assert rows[1][:4] == ["root", *"820"]
+    assert len({row[0] for row in lists["train"] + lists["test"]}) == 10
+
+
+def test_the_split_follows_from_the_seed(tmp_path, prepare):
+    paint(tmp_path / "root", *(f"{i}.png" for i in range(30)))
+    drawn = [prepare("folder", "--seed", seed)[0] for seed in ("0", "0", "1")]
+    assert drawn[0] == drawn[1]
+    assert drawn[0] != drawn[2]
+    for lists in drawn:
+        assert len(lists["train"] + lists["test"]) == 30
+
+
+@pytest.mark.parametrize("name", ["bad/0.png", "pcb/NG/0.png"])
+def test_a_folder_named_as_defective_is_not_taken_as_good(tmp_path, name):
+    paint(tmp_path, "fine/0.png", name)
+    with pytest.raises(UserError, match=f"'{Path(name).parts[-2]}' sounds like defective images.*--good"):
+        read_layout("folder", tmp_path)
+
+
+# --- the tool ---
+
+
+def test_the_lists_of_mvtec_follow_from_the_count_table(tmp_path, monkeypatch):
+    arguments = ["mvtec", "--counts", str(MVTEC / "counts.json"), "--out", str(tmp_path), "--per_class_dir", "json_vis_decoder"]
+    monkeypatch.setattr(sys, "argv", ["prepare_data.py", *arguments])
+    main()
+    written = {path.relative_to(tmp_path): path.read_bytes() for path in tmp_path.rglob("*.json")}
+    committed = {path.relative_to(MVTEC): path.read_bytes() for path in MVTEC.rglob("*.json") if path.name != "counts.json"}
+    assert written == committed
+    assert len(written) == 2 + 15
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]"])
+def test_an_unusable_count_table_is_an_error(tmp_path, monkeypatch, content):
+    if content is not None:
+        (tmp_path / "counts.json").write_text(content)
+    arguments = ["mvtec", "--counts", str(tmp_path / "counts.json"), "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["prepare_data.py", *arguments])
+    with pytest.raises(UserError, match="count table"):
+        main()
+
+
+def test_only_the_classes_asked_for_are_read(tmp_path, prepare):
+    paint(tmp_path / "root", "nut/train/good/0.png", "nut/test/good/0.png", "bolt/train/good/0.png", "bolt/test/good/0.png")
+    lists, _ = prepare("mvtec", "--classes", "nut")
+    assert {row[3] for row in lists["train"] + lists["test"]} == {"nut"}
+    with pytest.raises(UserError, match=r"there is no class 'screw' in .*: its classes are bolt, nut"):
+        prepare("mvtec", "--classes", "screw")
+
+
+def test_the_tool_runs_from_any_folder_and_a_wrong_root_is_one_line_and_exit_code_2(tmp_path):
+    paint(tmp_path, "01/train/ok/0.bmp", "01/test/ok/0.bmp")
+    tool = [sys.executable, str(ROOT / "tools" / "prepare_data.py")]
+    done = {
+        kind: subprocess.run(
+            [*tool, kind, "--root", ".", "--out", f"lists {kind}"],
+            cwd=tmp_path,
+            env=environment(),
+            capture_output=True,
+            text=True,
+        )
+        for kind in ("btad", "mvtec")
+    }
+    assert done["btad"].returncode == 0, done["btad"].stderr
+    assert [len(read_list(tmp_path / "lists btad" / name)) for name in ("train.json", "test.json")] == [1, 1]
+    assert done["mvtec"].returncode == 2
+    assert done["mvtec"].stdout == ""
+    assert len(done["mvtec"].stderr.strip().splitlines()) == 1
+    assert "is not laid out as mvtec, CLASS/train/good" in done["mvtec"].stderr
+    assert "it holds 01/" in done["mvtec"].stderr
+    assert "it looks like the kind 'btad'" in done["mvtec"].stderr
+    assert not (tmp_path / "lists mvtec").exists()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_root_that_is_no_folder_or_holds_nothing_is_said(tmp_path, kind):
+    with pytest.raises(UserError, match="nowhere is not a folder"):
+        read_layout(kind, tmp_path / "nowhere")
+    with pytest.raises(UserError, match=f"is not laid out as {kind}, .*it holds nothing$"):
+        read_layout(kind, tmp_path)
+
+
+@pytest.mark.parametrize(("root", "right"), [("", "set"), ("set/nut", "set")])
+def test_the_folder_above_or_below_is_named_where_that_is_the_data_set(tmp_path, root, right):
+    paint(tmp_path, "set/nut/train/good/0.png", "set/nut/test/good/0.png")
+    with pytest.raises(UserError, match=f"give {tmp_path / right} instead"):
+        read_layout("mvtec", tmp_path / root)
+
+
+def test_a_set_with_several_masks_an_image_is_not_read_as_mvtec_nor_as_ones_own(tmp_path):
+    paint(tmp_path, "box/train/good/0.png", "box/validation/good/0.png", "box/test/good/0.png")
+    for kind in ("mvtec", "folder"):
+        with pytest.raises(UserError, match="it looks like the kind 'mvtec_loco'"):
+            read_layout(kind, tmp_path)

@@ -1,0 +1,61 @@
+"""The project copied elsewhere with a tiny experiment in it, for the tests that start it by the scripts as a person does."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.helpers import tiny
+
+CODE = ("datasets", "models", "tools", "utils")
+SCRIPTS = ("train_torch.sh", "eval_torch.sh", "train.sh", "eval.sh", "train_sbatch.sh")
+VIS_SCRIPTS = {  # of each tool that visualises: what runs one class here, and what runs every class through Slurm
+    "train_vis_decoder": ("train_torch.sh", "train.sh"),
+    "vis_recon": ("vis_recon_torch.sh", "vis_recon.sh"),
+    "vis_query": ("vis_query_torch.sh", "vis_query.sh"),
+}
+
+# Says what it was started with, one item a line, in place of the program whose name it has.
+TELLER = """#!/bin/sh
+printf '%s\\n' "program=${0##*/}" "gpus=${CUDA_VISIBLE_DEVICES-unset}" "threads=${OMP_NUM_THREADS-unset}" "$@"
+"""
+
+
+def copy_project(root: Path) -> Path:
+    """Copy the code and scripts to `root`; returns its folder experiments/tiny.
+
+    The scripts that visualise stand beside it as in the project, experiments/vis_recon for one, without a configuration.
+    """
+    for folder in CODE:
+        shutil.copytree(tiny.ROOT / folder, root / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    experiment = root / "experiments" / "tiny"
+    tiny.make(experiment)
+    for name in ("launch.sh", "torchrun.py", "train.sbatch"):
+        shutil.copy(tiny.ROOT / "experiments" / name, root / "experiments")
+    for name in SCRIPTS:
+        shutil.copy(tiny.ROOT / "experiments" / "demo" / name, experiment)
+    for folder in vis_folders(tiny.ROOT):
+        copied = root / folder.relative_to(tiny.ROOT)
+        copied.mkdir(parents=True)
+        for script in folder.glob("*.sh"):
+            shutil.copy(script, copied)
+    return experiment
+
+
+def vis_folders(root: Path) -> list[Path]:
+    """The folders of a project that hold the scripts of a tool that visualises."""
+    return [root / "experiments" / parent / tool for parent in ("", "demo") for tool in VIS_SCRIPTS]
+
+
+def make_program(path: Path, text: str = TELLER) -> str:
+    """Write an executable; returns its path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    path.chmod(0o755)
+    return str(path)
+
+
+def sh(script: str | Path, *arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """`sh script arguments`, typed in the folder `cwd` with this Python and with `environment` added."""
+    env = {**tiny.environment(), "PYTHON": sys.executable, **environment}
+    return subprocess.run(["sh", str(script), *arguments], cwd=cwd, env=env, timeout=120, capture_output=True, text=True)

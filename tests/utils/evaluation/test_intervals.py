@@ -1,0 +1,240 @@
+"""Bootstrap intervals: they are what a loop of resamples gives, cover what they should, and stand in file, log and report."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.stats import norm
+from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
+
+from tests.helpers import tiny
+from tests.helpers.result_folders import METRICS, Page, make_evaluation, write_folder
+from utils.errors import UserError
+from utils.evaluation.evaluate import Evaluation, compute_metrics
+from utils.evaluation.intervals import (
+    CONFIDENCE,
+    RESAMPLED,
+    RESAMPLES,
+    SEED,
+    Interval,
+    bootstrap,
+    draw,
+    image_curves,
+    interval,
+    pixel_curves,
+    resample,
+    write_intervals,
+)
+from utils.evaluation.metrics import evaluate_maps
+from utils.report.page import write_report
+
+EVERY = {kind: [{"name": name} for name in ("mean", "max", "pixel")] for kind in ("auc", "ap", "f1max")}
+
+
+def intervals_of(evaluation: Evaluation, metrics: dict[str, Any] = METRICS) -> dict[str, Interval | None]:
+    return bootstrap(evaluation, metrics, compute_metrics(evaluation, metrics))
+
+
+def noisy_scores(rng: np.random.Generator, good: int = 40, defective: int = 30) -> tuple[np.ndarray, np.ndarray]:
+    """Scores in steps of 0.2, so that many are equal, and labels."""
+    labels = np.repeat([0, 1], [good, defective])
+    return np.round(5 * rng.normal(labels, 1)) / 5, labels
+
+
+# --- resamples ---
+
+
+def test_each_resample_draws_as_many_images_of_each_class_and_label_as_there_are():
+    strata = np.array([3, 0, 0, 3, 1, 0, 3, 3])
+    weights = np.concatenate(list(draw(strata, np.random.default_rng(SEED))))
+    assert weights.shape == (RESAMPLES, len(strata))
+    for stratum in (0, 1, 3):
+        assert set(weights[:, strata == stratum].sum(axis=1)) == {np.count_nonzero(strata == stratum)}
+    assert weights.mean(axis=0) == pytest.approx(np.ones(len(strata)), abs=0.15)
+    assert len(np.unique(weights, axis=0)) > 200
+
+
+def test_large_sets_are_drawn_in_blocks():
+    strata = np.repeat([0, 1], 30_000)
+    rows, total = [], np.zeros(len(strata))
+    for weights in draw(strata, np.random.default_rng(SEED)):
+        rows.append(len(weights))
+        total += weights.sum(axis=0)
+    assert max(rows) < 100
+    assert sum(rows) == RESAMPLES
+    assert total.mean() == RESAMPLES
+
+
+def f1_max(labels: np.ndarray, scores: np.ndarray) -> float:
+    precision, recall, _ = precision_recall_curve(labels, scores)
+    return np.max(2 * precision * recall / np.maximum(precision + recall, 1e-12))
+
+
+@pytest.mark.parametrize(
+    ("kind", "plain"), [("auc", roc_auc_score), ("ap", average_precision_score), ("f1max", f1_max)], ids=list(RESAMPLED)
+)
+def test_a_resample_has_the_metric_that_scikit_learn_gives_its_images(kind: str, plain):
+    scores, labels = noisy_scores(np.random.default_rng(1))
+    key = ("max", None)
+    values = resample({key: image_curves(scores, labels)}, labels, [(kind, key)], np.random.default_rng(SEED))[0]
+    weights = np.concatenate(list(draw(labels, np.random.default_rng(SEED)))).astype(int)
+    assert values.shape == (RESAMPLES,)
+    expected = [plain(np.repeat(labels, row), np.repeat(scores, row)) for row in weights[:200]]
+    np.testing.assert_allclose(values[:200], expected, atol=1e-12)
+
+
+def test_a_resample_of_pixels_has_the_metrics_of_its_maps():
+    evaluation = make_evaluation(["cup"], good=6, defective=6, size=32)
+    maps = np.stack([evaluation.map(i) for i in range(12)])
+    masks = np.stack([evaluation.mask(i) for i in range(12)])
+    curves = pixel_curves(evaluation, np.arange(12))
+    weights = next(iter(draw(evaluation.labels, np.random.default_rng(SEED))))[:20]
+    found = {kind: of_kind(*curves(weights)) for kind, of_kind in RESAMPLED.items()}
+    rounding = {"auc": 5e-4, "ap": 5e-3, "f1max": 5e-3}  # of scores to their bins
+    for row, counts in enumerate(weights.astype(int)):
+        drawn = np.repeat(np.arange(12), counts)
+        metrics = {kind: [{"name": "pixel"}] for kind in RESAMPLED}
+        exact = evaluate_maps(maps[drawn], masks[drawn], evaluation.labels[drawn], ["cup"] * len(drawn), metrics)
+        for kind in RESAMPLED:
+            assert found[kind][row] == pytest.approx(exact[f"cup_pixel_{kind}"], abs=rounding[kind]), (kind, row)
+
+
+# --- intervals ---
+
+
+def pairs_won(labels: np.ndarray, scores: np.ndarray) -> float:
+    """AUROC as the share of pairs in which the defective image has the higher score; equal ones are half won."""
+    difference = scores[labels == 1][:, None] - scores[labels == 0]
+    return np.mean((np.sign(difference) + 1) / 2)
+
+
+def test_the_interval_is_that_of_a_plain_loop_over_resamples():
+    evaluation = make_evaluation(["cup", "tile"], good=25, defective=30)
+    found = intervals_of(evaluation, EVERY)
+    scores, rng = evaluation.scores([("mean", None)])["mean", None], np.random.default_rng(5)
+    strata = [
+        np.flatnonzero((evaluation.clsnames == c) & (evaluation.labels == label)) for c in ("cup", "tile") for label in (0, 1)
+    ]
+    values: dict[str, list[float]] = {"cup": [], "tile": [], "mean": [], "pooled": []}
+    for _ in range(1000):
+        drawn = [rng.choice(stratum, len(stratum)) for stratum in strata]
+        parts = {"cup": np.concatenate(drawn[:2]), "tile": np.concatenate(drawn[2:]), "pooled": np.concatenate(drawn)}
+        for name, part in parts.items():
+            values[name].append(pairs_won(evaluation.labels[part], scores[part]))
+        values["mean"].append((values["cup"][-1] + values["tile"][-1]) / 2)
+    for name, of_name in values.items():
+        low, high = np.percentile(of_name, [2.5, 97.5])
+        ours = found[f"{name}_mean_auc"]
+        assert (ours.low, ours.high) == (pytest.approx(low, abs=0.015), pytest.approx(high, abs=0.015)), name
+
+
+def test_every_metric_of_image_and_pixel_has_an_interval_around_its_value():
+    evaluation = make_evaluation(["cup", "tile"], good=25, defective=30)
+    results = compute_metrics(evaluation, EVERY)
+    found = bootstrap(evaluation, EVERY, results)
+    pooled = {"pooled_mean_auc", "pooled_max_auc"}
+    assert found.keys() == results.keys() | pooled
+    for key, value in results.items():
+        assert found[key].value == value
+    assert all(0 <= item.low <= item.value <= item.high <= 1 for item in found.values())
+    assert all(item.low < item.high or item.value == 1 for item in found.values())
+    scores = evaluation.scores([("max", None)])["max", None]
+    assert found["pooled_max_auc"].value == pytest.approx(roc_auc_score(evaluation.labels, scores), abs=1e-12)
+
+
+def test_95_of_100_intervals_hold_the_true_value():
+    true = norm.cdf(1 / math.sqrt(2))  # AUROC of scores around 0 and around 1, deviation 1
+    rng, key, held = np.random.default_rng(0), ("max", None), 0
+    for _ in range(200):
+        labels = np.repeat([0, 1], 50)
+        scores = rng.normal(labels, 1)
+        values = resample({key: image_curves(scores, labels)}, labels, [("auc", key)], rng)[0]
+        found = interval(roc_auc_score(labels, scores), values)
+        held += found.low <= true <= found.high
+    assert CONFIDENCE == 0.95
+    assert 0.91 <= held / 200 <= 0.985
+
+
+def test_classes_are_drawn_independently_so_that_their_mean_varies_less():
+    found = intervals_of(make_evaluation([f"c{number}" for number in range(9)], good=30, defective=30))
+    widths = [found[f"c{number}_mean_auc"].high - found[f"c{number}_mean_auc"].low for number in range(9)]
+    mean = found["mean_mean_auc"]
+    assert mean.high - mean.low == pytest.approx(np.mean(widths) / 3, rel=0.2)
+
+
+def test_the_same_scores_give_the_same_intervals():
+    assert intervals_of(make_evaluation(["cup", "tile"])) == intervals_of(make_evaluation(["cup", "tile"]))
+
+
+def test_a_class_of_one_label_has_none_and_counts_in_pooled_only():
+    evaluation = make_evaluation(["cup", "tile"], good=20, defective=20)
+    evaluation.labels[40:] = 0
+    evaluation.packed_masks[40:] = b""
+    found = intervals_of(evaluation)
+    assert found["tile_max_auc"] is None
+    assert found["tile_pixel_auc"] is None
+    assert found["mean_max_auc"] == found["cup_max_auc"]
+    scores = evaluation.scores([("max", None)])["max", None]
+    assert found["pooled_max_auc"].value == pytest.approx(roc_auc_score(evaluation.labels, scores), abs=1e-12)
+    evaluation.labels[:] = 0
+    evaluation.packed_masks[:] = b""
+    assert set(intervals_of(evaluation).values()) == {None}
+
+
+def test_one_class_has_nothing_to_pool_and_aupro_no_interval():
+    metrics = {"auc": [{"name": "max"}], "aupro": [{"name": "pixel"}]}
+    assert set(intervals_of(make_evaluation(["cup"]), metrics)) == {"cup_max_auc", "mean_max_auc"}
+    assert intervals_of(make_evaluation(["cup", "tile"]), {"aupro": [{"name": "pixel"}]}) == {}
+
+
+# --- where they stand ---
+
+
+def test_evaluation_writes_and_prints_them_and_training_removes_those_of_an_earlier_model(tmp_path: Path, caplog):
+    path = tiny.make(tmp_path)
+    tiny.train(path)
+    file = tmp_path / "result/intervals.json"
+    assert not file.exists()
+    with caplog.at_level("INFO", "uniad"):
+        tiny.evaluate(path)
+    found, results = (json.loads((tmp_path / "result" / name).read_text()) for name in ("intervals.json", "metrics.json"))
+    assert found.keys() - results.keys() == {f"pooled_{name}_auc" for name in ("mean", "std", "max")}
+    assert results.keys() <= found.keys()
+    assert {key: found[key]["value"] for key in results} == results
+    pooled = found["pooled_max_auc"]
+    assert f"max {pooled['value']:.4f} ({pooled['low']:.3f}–{pooled['high']:.3f})" in caplog.text
+    lines = caplog.text.splitlines()
+    table, line = (
+        next(i for i, text in enumerate(lines) if text.startswith(start)) for start in ("mean ", "all classes, one thr")
+    )
+    assert table < line
+    tiny.train(path, overwrite=True)
+    assert not file.exists()
+
+
+def test_the_report_shows_pooled_numbers_and_intervals(tmp_path: Path):
+    evaluation = make_evaluation(["cup", "tile"])
+    folder = write_folder(tmp_path / "result", evaluation)
+    found = intervals_of(evaluation)
+    write_intervals(folder, found)
+    page = Page(write_report(folder))
+    span = {key: f"{item.low:.3f}–{item.high:.3f}" for key, item in found.items()}
+    words = page.words()
+    for row, title, names in (("mean", "mean", ("mean", "max", "pixel")), ("pooled", "one threshold", ("mean", "max"))):
+        cells = [f"{found[f'{row}_{name}_auc'].value:.4f} {span[f'{row}_{name}_auc']}" for name in names]
+        assert f"{title} {' '.join(cells)}" in words
+    assert f"Image AUROC, max {found['mean_max_auc'].value:.4f} mean of the classes, 95 %: {span['mean_max_auc']}" in words
+    titles = [cell["title"] for cell in page.all("td") if "title" in cell]
+    assert titles == [f"95 % interval {span[f'{c}_{name}_auc']}" for c in ("cup", "tile") for name in ("mean", "max", "pixel")]
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"cup_max_auc": 0.5}', '{"cup_max_auc": {"value": 0.5, "low": 0.1}}'])
+def test_a_broken_file_is_named_in_one_line(tmp_path: Path, content: str):
+    folder = write_folder(tmp_path / "result", make_evaluation(["cup"]))
+    (folder / "intervals.json").write_text(content)
+    with pytest.raises(UserError, match=r"result/intervals\.json: .*evaluate again with -e") as caught:
+        write_report(folder)
+    assert "\n" not in str(caught.value)

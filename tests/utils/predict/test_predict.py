@@ -1,0 +1,356 @@
+"""tools/predict.py: every image gets one line and one picture, whatever it is called, whatever happens in between."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.helpers import tiny
+from tools import predict
+from utils.errors import UserError
+from utils.evaluation.calibration import Calibration, Threshold, file_hash, save_calibration
+from utils.predict.inputs import IMAGES
+
+PREDICT = tiny.ROOT / "tools" / "predict.py"
+
+
+@pytest.fixture
+def image(trained: Path) -> Path:
+    return trained.parent / "data/cup/test/good/000.png"
+
+
+@pytest.fixture
+def run(checkpoint: Path, tmp_path: Path, monkeypatch, capsys):
+    """The tool in this process: run(input, ..., option, ...) writes tmp_path/out and returns what it says."""
+
+    def call(*args: object, out: Path = tmp_path / "out") -> str:
+        given = ["predict.py", "--checkpoint", str(checkpoint), "--out", str(out), *map(str, args)]
+        monkeypatch.setattr(sys, "argv", given)
+        capsys.readouterr()
+        predict.main()
+        return capsys.readouterr().out
+
+    return call
+
+
+def command(checkpoint: Path, out: Path, *args: object) -> list[str]:
+    return [sys.executable, str(PREDICT), "--checkpoint", str(checkpoint), "--out", str(out), *map(str, args)]
+
+
+def read(out: Path, name: str = "scores.csv") -> list[dict[str, str]]:
+    with open(out / name, newline="", encoding="utf-8", errors="surrogateescape") as file:
+        return list(csv.DictReader(file))
+
+
+def files(out: Path, name: str = "scores.csv") -> list[str]:
+    return [row["file"] for row in read(out, name)]
+
+
+def links(folder: Path, image: Path, count: int) -> Path:
+    folder.mkdir(parents=True)
+    for number in range(count):
+        (folder / f"{number:04d}.png").symlink_to(image)
+    return folder
+
+
+# --- what is written ---
+
+
+def test_scores_are_those_of_evaluation(trained: Path, run, tmp_path: Path) -> None:
+    said = run(trained.parent / "data/cup/test", trained.parent / "data/tile/test", "--batch_size", 4)
+    with open(trained.parent / "result/scores.csv", newline="") as file:
+        expected = {row["filename"]: float(row["max"]) for row in csv.DictReader(file)}
+    rows = read(tmp_path / "out")
+    assert list(rows[0]) == ["file", "score", "decision", "latency_ms"]
+    assert {row["file"]: float(row["score"]) for row in rows} == pytest.approx(expected, rel=1e-5)
+    assert all(row["decision"] == "" and float(row["latency_ms"]) > 0 for row in rows)
+    assert f"{len(expected)} images predicted" in said
+
+
+def test_each_image_has_a_picture_beside_its_heat_map(run, image: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (3000, 30)).save(tmp_path / "wide.png")
+    run(image, tmp_path / "wide.png")
+    folder = Path(json.loads((tmp_path / "out/predict.json").read_text())["folder"])
+    sizes = {}
+    for file in files(tmp_path / "out"):
+        assert (folder / file).is_file()
+        with Image.open(tmp_path / f"out/pictures/{file}.jpg") as picture:
+            sizes[Path(file).name] = picture.size
+    assert sizes == {"000.png": (128, 64), "wide.png": (2048, 10)}
+
+
+def test_the_colours_of_all_pictures_can_share_a_scale(run, trained: Path, image: Path, tmp_path: Path) -> None:
+    run(image, "--scale", 1e6, 2e6)
+    picture = np.asarray(Image.open(tmp_path / "out/pictures/000.png.jpg")).astype(int)
+    left, right = picture[:, :64], picture[:, 64:]
+    coldest = cv2.applyColorMap(np.zeros((1, 1), np.uint8), cv2.COLORMAP_JET)[0, 0, ::-1]
+    assert np.abs(right - (left + coldest) / 2).mean() < 5
+
+
+def test_maps_have_the_images_size(run, tmp_path: Path) -> None:
+    Image.new("RGB", (70, 30)).save(tmp_path / "a.png")
+    run(tmp_path / "a.png", "--save_maps", "--no_pictures")
+    anomaly_map = np.load(tmp_path / "out/maps/a.png.npy")
+    assert (anomaly_map.shape, anomaly_map.dtype) == ((30, 70), np.float32)
+    assert not (tmp_path / "out/pictures").exists()
+
+
+def test_json_lines_hold_the_same(run, image: Path, tmp_path: Path) -> None:
+    run(image.parent)
+    run(image.parent, "--format", "jsonl", out=tmp_path / "json")
+    run(image.parent, "--format", "jsonl", out=tmp_path / "json")
+    lines = [json.loads(line) for line in (tmp_path / "json/scores.jsonl").read_text().splitlines()]
+    assert [line["file"] for line in lines] == files(tmp_path / "out")
+    assert [line["score"] for line in lines] == [float(row["score"]) for row in read(tmp_path / "out")]
+    assert {line["decision"] for line in lines} == {None}
+
+
+# --- decisions ---
+
+
+def decisions(out: Path) -> list[str]:
+    return [row["decision"] for row in read(out)]
+
+
+def test_an_image_is_defective_above_the_threshold(run, trained: Path, tmp_path: Path) -> None:
+    data = trained.parent / "data/cup/test"
+    run(data)
+    scores = [float(row["score"]) for row in read(tmp_path / "out")]
+    middle = sorted(scores)[2] + 1e-6
+    run(data, "--threshold", middle, out=tmp_path / "decided")
+    assert decisions(tmp_path / "decided") == ["defective" if score > middle else "good" for score in scores]
+
+
+@pytest.fixture
+def calibrated(checkpoint: Path):
+    """A function that writes a calibration: everything is defective, but of the class cup nothing."""
+    path = checkpoint.with_name("calibration.json")
+
+    def write(sha256: str) -> None:
+        everything, nothing = (Threshold(value, 30, (0.0, 1.0)) for value in (-1.0, 1e9))
+        of = (checkpoint.name, sha256, 1, "made up")
+        save_calibration(Calibration("max", 0.05, *of, everything, {"cup": nothing, "tile": everything}), checkpoint)
+
+    yield write
+    path.unlink(missing_ok=True)
+
+
+def test_the_calibration_beside_the_checkpoint_decides(run, calibrated, checkpoint: Path, image: Path, tmp_path: Path) -> None:
+    calibrated(file_hash(checkpoint))
+    run(image)
+    assert decisions(tmp_path / "out") == ["defective"]
+    run(image, "--class_name", "cup", out=tmp_path / "cup")
+    assert decisions(tmp_path / "cup") == ["good"]
+    run(image, "--threshold", 1e9, out=tmp_path / "own")
+    assert decisions(tmp_path / "own") == ["good"]
+    with pytest.raises(UserError, match="no class 'lid': its classes are cup, tile"):
+        run(image, "--class_name", "lid", out=tmp_path / "lid")
+
+
+def test_a_calibration_of_another_checkpoint_decides_nothing(run, calibrated, image: Path, tmp_path: Path, caplog) -> None:
+    calibrated("0" * 64)
+    run(image)
+    assert decisions(tmp_path / "out") == [""]
+    assert "another checkpoint" in caplog.text
+    with pytest.raises(UserError, match="tools/calibrate"):
+        run(image, "--class_name", "cup", out=tmp_path / "cup")
+
+
+# --- names and kinds of images ---
+
+
+def test_any_name_has_a_line_and_a_picture_of_its_own(run, image: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    names = [
+        *("a/same.png", "b/same.png", "a/same.bmp", "a/same.png.png", "with space.png", "Prüfling 検査.png", "line\nfeed.png"),
+        *(
+            "return\r.png",
+            'quote".png',
+            "comma,.png",
+            "#1.png",
+            "[x].png",
+            "%s.png",
+            os.fsdecode(b"\xff.png"),
+            "x" * 251 + ".png",
+        ),
+    ]
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(image.read_bytes())
+    run(folder, "--batch_size", 4)
+    assert sorted(files(tmp_path / "out")) == sorted(names)
+    assert len(list((tmp_path / "out/pictures").rglob("*.jpg"))) == len(names)
+    assert "0 images predicted" in run(folder)
+    assert sorted(files(tmp_path / "out")) == sorted(names)
+
+
+def test_any_kind_of_image_is_read_and_what_is_none_is_listed(run, image: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    photo = Image.open(image).resize((60, 40))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees
+    photo.save(folder / "turned.jpg", exif=exif)
+    Image.fromarray(np.asarray(photo)[..., 0].astype(np.uint16) * 200).save(folder / "deep.png")
+    for mode, name in (("RGBA", "alpha.png"), ("P", "palette.png"), ("CMYK", "print.jpg"), ("L", "grey.TIFF"), ("1", "bit.png")):
+        photo.convert(mode).save(folder / name)
+    photo.save(folder / "fine.webp")
+    good = {path.name for path in folder.iterdir()}
+    (folder / "cut.png").write_bytes(image.read_bytes()[:900])
+    (folder / "text.png").write_text("no image")
+    (folder / "empty.jpg").touch()
+    (folder / "notes.txt").write_text("not meant")
+    (folder / ".hidden.png").write_text("not meant")
+    said = run(folder, folder / "missing.png", "--save_maps")
+    assert set(files(tmp_path / "out")) == good
+    assert np.load(tmp_path / "out/maps/turned.jpg.npy").shape == (60, 40)
+    assert np.load(tmp_path / "out/maps/deep.png.npy").shape == (40, 60)
+    bad = ["cut.png", "empty.jpg", "text.png", str(folder / "missing.png")]
+    assert sorted(files(tmp_path / "out", "errors.csv")) == sorted(bad)
+    assert "4 without a score" in said
+    assert all(name in said for name in bad)
+    for name in bad:
+        (folder / name).write_bytes(image.read_bytes())
+    assert f"4 images predicted, {len(good)} were there already" in run(folder)
+    assert not (tmp_path / "out/errors.csv").exists()
+
+
+def test_the_endings_are_those_of_image_lists() -> None:
+    from datasets.lists import IMAGE_EXTENSIONS
+
+    assert IMAGES == IMAGE_EXTENSIONS
+
+
+# --- inputs ---
+
+
+def test_patterns_folders_and_files_name_each_image_once(run, image: Path, tmp_path: Path, monkeypatch) -> None:
+    links(tmp_path / "in/a", image, 2)
+    links(tmp_path / "in/b/c", image, 2)
+    monkeypatch.chdir(tmp_path)
+    run("in/**/*.png", "in/b", "in/a/0000.png")
+    assert files(tmp_path / "out") == ["a/0000.png", "a/0001.png", "b/c/0000.png", "b/c/0001.png"]
+    monkeypatch.chdir("/")
+    assert "0 images predicted, 4 were there already" in run(tmp_path / "in/b")
+
+
+def test_what_it_wrote_into_the_folder_of_images_is_no_image(run, image: Path, tmp_path: Path) -> None:
+    folder = links(tmp_path / "in", image, 2)
+    run(folder, out=folder / "out")
+    run(folder, out=folder / "out")
+    assert files(folder / "out") == ["0000.png", "0001.png"]
+
+
+def test_a_video_has_a_line_a_frame(run, image: Path, tmp_path: Path) -> None:
+    path = tmp_path / "film.avi"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), 10, (64, 48))
+    for number in range(7):
+        writer.write(np.full((48, 64, 3), 30 * number, np.uint8))
+    writer.release()
+    run(path, "--batch_size", 3)
+    lines = (tmp_path / "out/scores.csv").read_text().splitlines(keepends=True)
+    assert files(tmp_path / "out") == [f"film.avi#{number}" for number in range(7)]
+    assert len({row["score"] for row in read(tmp_path / "out")}) > 1
+    assert (tmp_path / "out/pictures/film.avi#6.jpg").is_file()
+    (tmp_path / "out/scores.csv").write_text("".join(lines[:4]))
+    run(path)
+    assert files(tmp_path / "out") == [f"film.avi#{number}" for number in range(7)]
+
+
+def test_a_video_that_is_none_is_listed(run, image: Path, tmp_path: Path) -> None:
+    (tmp_path / "film.mp4").write_text("no video")
+    said = run(tmp_path / "film.mp4", image.parent)
+    assert "film.mp4: is not a video" in said
+
+
+def test_a_camera_that_is_not_there_is_said(run) -> None:
+    with pytest.raises(UserError, match="camera 63 cannot be opened"):
+        run(63)
+
+
+def test_a_camera_stands_by_itself(run, image: Path) -> None:
+    with pytest.raises(UserError, match="camera is predicted by itself"):
+        run("0", image)
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [("missing", "there is no such file"), ("in", "there is no image"), ("in/*.png", "the pattern matches no image")],
+)
+def test_nothing_found_is_an_error_that_names_it(run, tmp_path: Path, given: str, reason: str) -> None:
+    (tmp_path / "in").mkdir()
+    with pytest.raises(UserError, match=reason):
+        run(tmp_path / given)
+    assert not (tmp_path / "out").exists()
+
+
+def test_no_image_predicted_is_an_error(run, tmp_path: Path) -> None:
+    (tmp_path / "text.png").write_text("no image")
+    with pytest.raises(UserError, match=r"no image could be predicted: text\.png"):
+        run(tmp_path / "text.png")
+
+
+# --- going on ---
+
+
+def test_killed_in_the_middle_it_goes_on_without_loss_or_repeat(checkpoint: Path, image: Path, tmp_path: Path) -> None:
+    folder, out = links(tmp_path / "in", image, 120), tmp_path / "out"
+    arguments = command(checkpoint, out, folder, "--batch_size", 2)
+    process = subprocess.Popen(arguments, cwd="/", env=tiny.environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    scores = out / "scores.csv"
+    while process.poll() is None and (not scores.exists() or scores.read_bytes().count(b"\n") < 20):
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    before = scores.read_bytes()
+    assert 20 <= before.count(b"\n") < 120
+    for name in files(out):
+        assert (out / f"pictures/{name}.jpg").is_file()
+    scores.write_bytes(before + b'"torn\nline.png')
+    outcome = subprocess.run(arguments, cwd="/", env=tiny.environment(), capture_output=True, text=True)
+    assert outcome.returncode == 0, outcome.stderr
+    assert scores.read_bytes().startswith(before)
+    assert sorted(files(out)) == [f"{number:04d}.png" for number in range(120)]
+    pictures = sorted(path.name for path in (out / "pictures").iterdir())
+    assert pictures == [f"{number:04d}.png.jpg" for number in range(120)]
+
+
+@pytest.mark.parametrize("cut", range(1, 60, 7))
+def test_a_line_that_was_not_finished_is_written_again(run, image: Path, tmp_path: Path, cut: int) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name in ("a.png", 'b"\n",1\n.png', "c\n.png"):
+        (folder / name).write_bytes(image.read_bytes())
+    run(folder, "--no_pictures")
+    names, scores = files(tmp_path / "out"), tmp_path / "out/scores.csv"
+    scores.write_bytes(scores.read_bytes()[:-cut])
+    run(folder, "--no_pictures")
+    assert files(tmp_path / "out") == names
+    assert len(names) == 3
+
+
+def test_scores_of_different_settings_are_not_mixed(run, trained: Path, checkpoint: Path, image: Path, tmp_path: Path) -> None:
+    run(image)
+    content = torch.load(checkpoint, weights_only=True)
+    torch.save({**content, "epoch": 9}, tmp_path / "other.pth.tar")
+    for what, args in (
+        ("threshold", ("--threshold", 3)),
+        ("format", ("--format", "jsonl")),
+        ("checkpoint", ("--checkpoint", tmp_path / "other.pth.tar")),
+    ):
+        with pytest.raises(UserError, match=f"another {what} .*choose another --out"):
+            run(image, *args)
+    with pytest.raises(UserError, match="another folder of images"):
+        run(trained.parent / "data")
+    with pytest.raises(UserError, match=r"scores\.csv: was not written by tools/predict\.py"):
+        run(image, out=trained.parent / "result")

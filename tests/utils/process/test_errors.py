@@ -1,0 +1,158 @@
+"""What a person can mend is one line that says what and where; it leaves no traceback and nothing half-written."""
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.helpers import tiny
+from utils.errors import UserError
+from utils.process.checkpoint import load_checkpoint
+
+IMAGE = "cup/train/good/003.png"
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tiny.make(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    path = tiny.make(tmp_path_factory.mktemp("trained"))
+    tiny.train(path)
+    return path.parent / "checkpoints/ckpt.pth.tar"
+
+
+def files(folder: Path) -> set[Path]:
+    """All that lies below the folder, apart from the log."""
+    return {file for file in folder.rglob("*") if file.relative_to(folder).parts[0] != "log"}
+
+
+def remove(name: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).unlink()
+
+
+def spoil(name: str, content: bytes) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).write_bytes(content)
+
+
+def break_line(number: int) -> Callable[[Path], None]:
+    """Cut a line of the training list short."""
+
+    def damage(folder: Path) -> None:
+        lines = (folder / "data/train.json").read_text().splitlines()
+        lines[number - 1] = lines[number - 1][:-1]
+        (folder / "data/train.json").write_text("\n".join(lines))
+
+    return damage
+
+
+def list_absent_image(folder: Path) -> None:
+    with open(folder / "data/train.json", "a") as file:
+        file.write(json.dumps({"filename": "cup/train/good/absent.png", "label": 0, "clsname": "cup"}) + "\n")
+
+
+@dataclass
+class Fault:
+    """A mistake: what is damaged, what is asked for, and what the line must say of it."""
+
+    message: str
+    overrides: tuple[str, ...] = ()
+    damage: Callable[[Path], None] = lambda folder: None
+
+
+FAULTS = {
+    "key": Fault(r"config\.yaml: trainer\.max_epochs is not a key: did you mean", ("trainer.max_epochs=2",)),
+    "value": Fault(r"config\.yaml: trainer\.max_epoch must be a whole number", ("trainer.max_epoch=two",)),
+    "folder": Fault(r"/nowhere is not a folder; set dataset\.image_", ("dataset.image_reader.kwargs.image_dir=nowhere",)),
+    "list": Fault(r"no list .*data/train\.json", damage=remove("data/train.json")),
+    "test list": Fault(r"no list .*data/test\.json", damage=remove("data/test.json")),
+    "line": Fault(r"data/train\.json:4: not valid JSON", damage=break_line(4)),
+    "image": Fault(rf"{IMAGE} .*is not an image .*train\.json", damage=spoil(f"data/{IMAGE}", b"no image")),
+    "empty image": Fault(rf"{IMAGE} .*is not an image .*train\.json", damage=spoil(f"data/{IMAGE}", b"")),
+    "listed image": Fault(r"no file cup/train/good/absent\.png .*train\.json", damage=list_absent_image),
+    "backbone": Fault(r"net\.backbone\.type .*resnet19' is unknown", ("net.backbone.type=models.backbones.resnet19",)),
+    "layer": Fault(r"efficientnet_lite0 has no layer 6", ("net.backbone.kwargs.outlayers=[2, 6]",)),
+    "size": Fault(r"input_size \[60, 64\] must be divisible by 8", ("dataset.input_size=[60, 64]",)),
+    "window": Fault(
+        r"neighbor_size 9x9 covers the whole 8x8 feature grid", ("net.reconstruction.kwargs.neighbor_mask.neighbor_size=[9, 9]",)
+    ),
+    "heads": Fault(r"hidden_dim 16 must be a multiple of nhead 3", ("net.reconstruction.kwargs.nhead=3",)),
+    "metric": Fault(
+        r"key_metric 'screw_pixel_auc': the test set has no class 'screw'", ("evaluator.key_metric=screw_pixel_auc",)
+    ),
+    "weights": Fault(
+        r"absent\.pth: no such file of weights",
+        ("net.backbone.kwargs.pretrained=True", "net.backbone.kwargs.pretrained_model=absent.pth"),
+    ),
+    "resume": Fault(r"absent\.pth\.tar: there is no such checkpoint", ("saver.resume_model=absent.pth.tar",)),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS.keys())
+def test_a_mistake_is_one_line_and_no_file(path: Path, fault: Fault) -> None:
+    fault.damage(path.parent)
+    before = files(path.parent)
+    with pytest.raises(UserError, match=fault.message) as caught:
+        tiny.train(path, *fault.overrides)
+    assert "\n" not in str(caught.value)
+    assert files(path.parent) == before
+
+
+@pytest.mark.parametrize(
+    ("content", "overrides", "message"),
+    [
+        (None, (), "there is no such checkpoint"),
+        (b"no checkpoint", (), "damaged or not a checkpoint"),
+        (b"", (), "damaged or not a checkpoint"),
+        ("half", (), "damaged or not a checkpoint"),
+        ("whole", ("net.reconstruction.kwargs.dim_feedforward=8",), "of another network, keys .*linear1"),
+        ("whole", ("dataset.test.meta_file=absent.json",), "no list .*absent.json"),
+        ("whole", ("evaluator.save_dir=data/train.json",), "cannot be written"),
+    ],
+)
+def test_a_mistake_in_evaluation_is_one_line_and_no_file(
+    path: Path, checkpoint: Path, content: bytes | str | None, overrides: tuple[str, ...], message: str
+) -> None:
+    if content is not None:
+        whole = checkpoint.read_bytes()
+        content = {"half": whole[: len(whole) // 2], "whole": whole}.get(content, content)
+        (path.parent / "given.pth.tar").write_bytes(content)
+    before = files(path.parent)
+    with pytest.raises(UserError, match=message) as caught:
+        tiny.evaluate(path, "saver.load_path=given.pth.tar", *overrides)
+    assert "\n" not in str(caught.value)
+    assert files(path.parent) == before
+
+
+def test_a_map_that_is_not_finite_names_the_image(path: Path, checkpoint: Path) -> None:
+    content = load_checkpoint(checkpoint)
+    content["state_dict"]["module.reconstruction.output_proj.bias"].fill_(float("nan"))
+    torch.save(content, path.parent / "nan.pth.tar")
+    with pytest.raises(UserError, match=r"cup/test/good/000\.png: its anomaly map holds values that are not finite"):
+        tiny.evaluate(path, "saver.load_path=nan.pth.tar")
+    assert not (path.parent / "result").exists()
+
+
+IN_A_PROCESS = {
+    "key": ("trainer.max_epochs=2",),
+    "image": ("dataset.workers=2",),
+    "resume": ("-e", "saver.load_path=absent.pth.tar"),
+}
+
+
+@pytest.mark.parametrize("name", IN_A_PROCESS)
+def test_the_tool_says_it_on_stderr_and_exits_with_2(path: Path, name: str) -> None:
+    FAULTS[name].damage(path.parent)
+    before = files(path.parent)
+    outcome = tiny.run_tool(path, *IN_A_PROCESS[name])
+    assert outcome.code == 2
+    (line,) = outcome.stderr.splitlines()
+    assert re.match(f"error: .*{FAULTS[name].message}", line)
+    assert "Traceback" not in outcome.stdout
+    assert files(path.parent) == before

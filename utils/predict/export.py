@@ -1,0 +1,213 @@
+"""A checkpoint as one file that other software runs, ONNX or TorchScript: image in, score and anomaly map out.
+
+Colour mode, normalisation, network, map and score are inside. Resizing is not: the network was trained with PIL's filter, which
+smooths what it shrinks and rounds to 8 bits, and no graph does exactly that. The caller resizes with PIL (`resample` in the
+metadata says how) or lives with other scores.
+"""
+
+import io
+import json
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from easydict import EasyDict
+from torch import Tensor, nn
+
+from datasets.build import build_dataset
+from datasets.lists import read_list
+from utils.config import to_plain
+from utils.errors import UserError
+from utils.files import write_atomically
+from utils.predict.onnx_engine import FORMAT_VERSION, OnnxEngine, import_or_explain
+from utils.predict.predictor import Predictor
+from utils.predict.torch_engine import TorchEngine
+
+SUFFIXES = {"onnx": ".onnx", "torchscript": ".torchscript"}
+INPUTS = ("uint8", "float")
+METADATA = "metadata.json"  # among a TorchScript file's extra files
+CHECKED = 16  # images that the file is checked on
+TOLERANCE = 1e-4  # of the maps' range, how far the file's maps and scores may be from PyTorch's
+GRAY = (9798 / 32768, 19235 / 32768, 3735 / 32768)  # of R, G and B, as OpenCV's fixed point has them
+
+Run = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]  # images B x H x W x 3 -> scores B, maps B x H x W
+
+
+class ImageToMap(nn.Module):
+    """What a predictor's Engine does, as one module: colour mode, normalisation, network, anomaly map and score."""
+
+    def __init__(self, engine: TorchEngine) -> None:
+        super().__init__()
+        self.network = engine.network
+        self.color_mode = engine.color_mode
+        self.score_key = engine.score_key
+        self.register_buffer("mean", engine.transform.mean.flatten())
+        self.register_buffer("std", engine.transform.std.flatten())
+        self.register_buffer("gray", torch.tensor(GRAY))
+        self.eval()
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """image: BxHxWx3, uint8, or float32 in 0..1. Returns the scores, B, and the maps, BxHxW, both float32."""
+        levels = image.float() if image.dtype == torch.uint8 else image * 255
+        if self.color_mode == "BGR":
+            levels = levels.flip(3)
+        elif self.color_mode == "GRAY":
+            levels = ((levels * self.gray).sum(dim=3, keepdim=True) + 0.5).floor()  # B x H x W x 1
+        pixels = (levels / 255 - self.mean) / self.std  # B x H x W x 3
+        anomaly_map = self.network({"image": pixels.permute(0, 3, 1, 2)})["pred"].squeeze(1)  # B x H x W
+        return image_score(anomaly_map, *self.score_key), anomaly_map
+
+
+def image_score(anomaly_map: Tensor, name: str, avgpool_size: tuple[int, int] | None) -> Tensor:
+    """evaluation.metrics.image_score as tensor operations: BxHxW -> B. Sums over rows first keep float32 exact enough."""
+    if name == "max":
+        height, width = avgpool_size or (1, 1)
+        rows = F.avg_pool2d(anomaly_map[:, None], (height, 1), stride=1)  # B x 1 x H' x W
+        return F.avg_pool2d(rows, (1, width), stride=1).amax(dim=(1, 2, 3))
+    mean = anomaly_map.mean(dim=2).mean(dim=1)
+    if name == "mean":
+        return mean
+    return (anomaly_map - mean[:, None, None]).square().mean(dim=2).mean(dim=1).sqrt()
+
+
+def export_checkpoint(
+    checkpoint: str | Path, format: str, out: str | Path | None = None, input: str = "uint8", config: EasyDict | None = None
+) -> str:
+    """Write the checkpoint as `format`, a key of SUFFIXES, to `out`, by default beside it; returns a line that says how it is.
+
+    input: a key of INPUTS. config: for a checkpoint that holds no configuration, the one it was trained with. The file's outputs
+    are compared with PyTorch's first. Raises UserError for what is no checkpoint of a network that makes anomaly maps, and for
+    a file that says something else than the network; nothing is written then.
+    """
+    if format not in SUFFIXES:
+        raise UserError(f"--format '{format}' is unknown: use one of {', '.join(SUFFIXES)}")
+    checkpoint = Path(checkpoint)
+    out = Path(out or checkpoint.with_name(checkpoint.name.removesuffix(".pth.tar") + SUFFIXES[format]))
+    engine = TorchEngine(checkpoint, "cpu", config)
+    engine.precision = torch.float32
+    dataset = to_plain(config or engine.trained)["dataset"]
+    images, kind = sample_images(engine, dataset)
+    inputs = images if input == "uint8" else images.astype(np.float32) / 255
+    example = torch.from_numpy(np.repeat(inputs[:1], 2, axis=0))  # exporters take a batch of one for a constant
+    data, run = WRITERS[format](ImageToMap(engine), example, describe(engine, dataset))
+    deviation = compare(engine(images), run, inputs)
+    if not deviation <= TOLERANCE:
+        raise UserError(
+            f"{out} was not written: its outputs differ from PyTorch's by {deviation:.1e} of the maps' range on {len(images)} "
+            f"{kind}, more than {TOLERANCE:.0e}; export with other versions of torch and onnxruntime"
+        )
+    write_atomically(out, lambda file: file.write(data))
+    return f"{out}: differs from PyTorch by {deviation:.1e} of the maps' range on {len(images)} {kind}"
+
+
+def describe(engine: TorchEngine, dataset: dict[str, Any]) -> dict[str, Any]:
+    """What the file says of itself, values of JSON; `calibration` is what lies beside the checkpoint, or null."""
+    return {
+        "format_version": FORMAT_VERSION,
+        "input_size": list(engine.input_size),
+        "color_mode": engine.color_mode,
+        "resample": engine.resample,
+        "score": engine.score,
+        "calibration": engine.calibration and engine.calibration.to_dict(),
+        "classes": known_classes(dataset),
+        "epoch": engine.epoch,
+    }
+
+
+def known_classes(dataset: dict[str, Any]) -> list[str]:
+    """The classes that training saw, sorted; none where its list is not there any more."""
+    if dataset["type"] == "cifar10":
+        return ["cifar"]
+    dataset = {**dataset, **dataset["train"]}
+    if dataset.get("class_name"):
+        return [dataset["class_name"]]
+    try:
+        return sorted({record["clsname"] for record in read_list(dataset["meta_file"])})
+    except UserError:
+        return []
+
+
+def sample_images(engine: TorchEngine, dataset: dict[str, Any]) -> tuple[np.ndarray, str]:
+    """Up to CHECKED images of the test set, or random ones where it is not there, as the engine takes them; and what they are."""
+    try:
+        data = build_dataset(dataset, "test")
+        chosen = np.linspace(0, len(data) - 1, min(CHECKED, len(data))).astype(int)
+        pictures, kind = [data.read_rgb(index) for index in chosen], "test images"
+    except UserError:
+        size = (CHECKED, *engine.input_size, 3)
+        pictures, kind = np.random.default_rng(0).integers(0, 256, size, dtype=np.uint8), "random images"
+    predictor = Predictor(engine)
+    return np.stack([predictor.prepare(rgb) for rgb in pictures]), kind
+
+
+def compare(expected: tuple[np.ndarray, np.ndarray], run: Run, images: np.ndarray) -> float:
+    """The largest difference between expected scores and maps and those that `run` gives, as a share of the maps' range.
+
+    The first image is given alone as well: a file that knows one batch size only does not pass.
+    """
+    deviations = []
+    for count in (len(images), 1):
+        for wanted, given in zip(expected, run(images[:count]), strict=True):
+            if given.shape != wanted[:count].shape:
+                return np.inf
+            deviations.append(np.abs(given - wanted[:count]).max())
+    return float(np.max(deviations) / np.ptp(expected[1]))
+
+
+def to_onnx(model: nn.Module, example: Tensor, metadata: dict[str, Any]) -> tuple[bytes, Run]:
+    """The ONNX file's bytes, and the file run by onnxruntime."""
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        import_or_explain(package)
+    model.requires_grad_(True)  # weights that take gradients are run in their plain form, which can be captured
+    with quiet():
+        program = torch.export.export(model, (example,), dynamic_shapes=[{0: torch.export.Dim("batch")}], strict=False)
+        names = {"input_names": ["image"], "output_names": ["score", "map"], "dynamic_shapes": [{0: "batch"}]}
+        proto = torch.onnx.export(program, dynamo=True, verbose=False, **names).model_proto
+    for node in proto.graph.node:
+        del node.metadata_props[:]  # where in this machine's files it came from
+    for name, value in metadata.items():
+        proto.metadata_props.add(key=name, value=json.dumps(value))
+    data = proto.SerializeToString()
+    return data, OnnxEngine(data)
+
+
+def to_torchscript(model: nn.Module, example: Tensor, metadata: dict[str, Any]) -> tuple[bytes, Run]:
+    """The TorchScript file's bytes, and the file run by torch."""
+    buffer = io.BytesIO()
+    model.requires_grad_(False)
+    with torch.no_grad(), quiet():
+        model(example)  # folded weights are made before tracing, and become constants
+        traced = torch.jit.freeze(torch.jit.trace(model, example, check_trace=False))
+        torch.jit.save(traced, buffer, _extra_files={METADATA: json.dumps(metadata)})
+        loaded = torch.jit.load(io.BytesIO(buffer.getvalue()))
+
+    def run(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        scores, maps = loaded(torch.from_numpy(images))
+        return scores.numpy(), maps.numpy()
+
+    return buffer.getvalue(), run
+
+
+WRITERS: dict[str, Callable[[nn.Module, Tensor, dict[str, Any]], tuple[bytes, Run]]] = {
+    "onnx": to_onnx,
+    "torchscript": to_torchscript,
+}
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep to itself what exporters say of their own workings."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)

@@ -1,0 +1,74 @@
+"""A checkpoint as what runs behind a Predictor."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from easydict import EasyDict
+
+from datasets.transforms import Transform
+from models import build_network
+from utils.config import load_config
+from utils.errors import UserError
+from utils.evaluation.calibration import calibration_of
+from utils.evaluation.evaluate import score_columns
+from utils.evaluation.metrics import image_scores
+from utils.process.checkpoint import load_checkpoint, load_network_state
+from utils.process.distributed import choose_device
+from utils.process.precision import autocast, choose_precision
+from utils.report.gallery import headline_score
+
+SECTIONS = ("dataset", "evaluator", "net")
+
+
+class TorchEngine:
+    """An Engine, see utils.predict.predictor. Beside it: `epoch`, and `trained`, the configuration in the checkpoint, or None."""
+
+    def __init__(self, path: str | Path, device: str | None = None, config: str | Path | dict | None = None) -> None:
+        """As in Predictor.from_checkpoint."""
+        content = load_checkpoint(path)
+        self.epoch: int | None = content.get("epoch")
+        self.trained: dict[str, Any] | None = content.get("config")
+        config = load_config(config, needs=SECTIONS) if isinstance(config, str | Path) else config or self.trained
+        config = EasyDict(check(config, path))
+        self.device = as_device(device) if device else choose_device(0)
+        self.precision = choose_precision((config.get("trainer") or {}).get("precision", "float32"))
+        self.network = build_network(config.net, with_pretrained=False).to(self.device).eval()
+        load_network_state(self.network, content["state_dict"], path)
+
+        data, metrics = config.dataset, config.evaluator.metrics
+        self.input_size = tuple(data.input_size)
+        self.color_mode = data.image_reader.kwargs.color_mode if data.type == "custom" else "RGB"
+        self.resample = "bilinear" if data.type == "custom" else "lanczos"
+        self.transform = Transform(data.input_size, data.pixel_mean, data.pixel_std, resample=self.resample)
+        self.score = headline_score(metrics, config.evaluator.key_metric) or "max"
+        self.score_key = score_columns(metrics).get(self.score, (self.score, None))  # as in scores.csv
+        self.calibration = calibration_of(path, self.score)
+
+    @torch.no_grad()
+    def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """As in Engine."""
+        if self.color_mode == "BGR":
+            images = images[..., ::-1]
+        batch = torch.stack([self.transform(np.ascontiguousarray(image), None, None)[0] for image in images])  # B x 3 x H x W
+        with autocast(self.device, self.precision):
+            outputs = self.network({"image": batch.to(self.device)})
+        maps = outputs["pred"].squeeze(1).float().cpu().numpy()  # B x H x W
+        return image_scores(maps, *self.score_key), maps
+
+
+def check(config: dict[str, Any] | None, path: str | Path) -> dict[str, Any]:
+    """The configuration of a network that makes anomaly maps; else UserError."""
+    if config is None:
+        raise UserError(f"{path}: holds no configuration, as published checkpoints do not: name the one it is of with --config")
+    if config["net"][2]["type"] != "models.reconstructions.UniAD" or not config.get("evaluator"):
+        raise UserError(f"{path}: is of a network that makes no anomaly maps; name a checkpoint of tools/train_val.py")
+    return config
+
+
+def as_device(name: str) -> torch.device:
+    try:
+        return torch.empty(0, device=name).device
+    except (AssertionError, RuntimeError) as error:
+        raise UserError(f"device '{name}' cannot be used: {str(error).splitlines()[0]}") from None

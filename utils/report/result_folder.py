@@ -1,0 +1,216 @@
+"""What a result folder says: its files read and checked, whichever are there."""
+
+import csv
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from utils.errors import UserError
+from utils.evaluation.calibration import Calibration, calibration_of
+from utils.evaluation.evaluate import GALLERY, INTERVALS
+from utils.evaluation.metrics import METRIC_KINDS
+
+AGAIN = "evaluate again with -e"
+
+
+@dataclass
+class Scores:
+    """scores.csv: a test image a line."""
+
+    clsnames: np.ndarray  # N texts
+    labels: np.ndarray  # N of {0, 1}
+    scores: dict[str, np.ndarray]  # by score name, N floats
+
+    def of(self, clsname: str, label: int, score: str) -> np.ndarray:
+        return self.scores[score][(self.clsnames == clsname) & (self.labels == label)]
+
+
+@dataclass
+class Image:
+    """An image of the gallery."""
+
+    filename: str
+    label: int
+    score: float
+    rank: int  # from 1 for the most anomalous of its class
+    pictures: dict[str, str]  # file names: "image", "map" and, where there is one, "mask"
+
+
+@dataclass
+class GalleryClass:
+    good: int  # images of the class in the test set
+    defective: int
+    picks: dict[str, list[Image]]
+
+
+@dataclass
+class Gallery:
+    """report_gallery/gallery.json, as utils.report.gallery writes it."""
+
+    score: str
+    low: float  # of the scale that all heat maps have
+    high: float
+    left_out: int  # pictures that had no room
+    classes: dict[str, GalleryClass]
+    images: list[Image]
+
+
+@dataclass
+class Result:
+    """A result folder. A file that is not there is None, or empty."""
+
+    folder: Path
+    columns: list[tuple[str, str]] = field(default_factory=list)  # (score name, kind), as configured
+    table: dict[str, list[float]] = field(default_factory=dict)  # by class, a value a column; "mean" last; nan: no number
+    intervals: dict[str, tuple[float, float, float]] = field(default_factory=dict)  # value, low, high of each that has them
+    scores: Scores | None = None
+    run: dict[str, Any] = field(default_factory=dict)
+    gallery: Gallery | None = None
+    calibration: Calibration | None = None  # of the checkpoint, where it still lies where it was evaluated
+
+
+def read_result(folder: str | Path) -> Result:
+    """Raises UserError if the folder is none, holds no result, or naming the file that cannot be read as what it should be."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"{folder}: is not a folder; name the folder that evaluation wrote, evaluator.save_dir")
+    result = Result(folder)
+    if (path := folder / "metrics.json").exists():
+        result.columns, result.table = read_metrics(path)
+    if (path := folder / INTERVALS).exists():
+        result.intervals = read_intervals(path)
+    if (path := folder / "scores.csv").exists():
+        result.scores = read_scores(path)
+    if result.scores is None and not result.table:
+        raise UserError(f"{folder}: holds neither metrics.json nor scores.csv; evaluate with -e to write them")
+    if (path := folder / "run.json").exists():
+        result.run = read_run(path)
+    if (path := folder / GALLERY / "gallery.json").exists():
+        result.gallery = read_gallery(path)
+    result.calibration = find_calibration(result.run)
+    return result
+
+
+def find_calibration(run: dict[str, Any]) -> Calibration | None:
+    checkpoint, score = run.get("checkpoint"), run.get("score")
+    if not isinstance(checkpoint, str) or not isinstance(score, str) or not Path(checkpoint).is_file():
+        return None
+    calibration = calibration_of(checkpoint, score)
+    return calibration if calibration and calibration.epoch == run.get("epoch") else None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    except ValueError as error:
+        raise UserError(f"{path}: not valid JSON ({error}); {AGAIN}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: holds {type(content).__name__} in place of a JSON object; {AGAIN}")
+    return content
+
+
+def number(value: Any) -> float:
+    """A JSON value as a number; null is nan. Raises TypeError for anything else."""
+    if value is None:
+        return math.nan
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{value!r} is not a number")
+    return float(value)
+
+
+def read_metrics(path: Path) -> tuple[list[tuple[str, str]], dict[str, list[float]]]:
+    """The columns and rows of the results table."""
+    values: dict[str, dict[tuple[str, str], float]] = {}
+    for key, value in read_json(path).items():
+        clsname, *column = key.rsplit("_", 2)
+        if len(column) != 2 or column[1] not in METRIC_KINDS:
+            raise UserError(f"{path}: the key '{key}' is not <class>_<score>_<metric>; {AGAIN}")
+        try:
+            values.setdefault(clsname, {})[column[0], column[1]] = number(value)
+        except TypeError as error:
+            raise UserError(f"{path}: {key}: {error}; {AGAIN}") from None
+    columns = list(dict.fromkeys(column for row in values.values() for column in row))
+    return columns, {clsname: [row.get(column, math.nan) for column in columns] for clsname, row in values.items()}
+
+
+def read_intervals(path: Path) -> dict[str, tuple[float, float, float]]:
+    """Of each key of intervals.json that has numbers: value, low and high."""
+    try:
+        there = {key: found for key, found in read_json(path).items() if found is not None}
+        return {key: (number(found["value"]), number(found["low"]), number(found["high"])) for key, found in there.items()}
+    except (KeyError, TypeError):
+        raise UserError(f"{path}: does not hold value, low and high of each metric; {AGAIN}") from None
+
+
+def read_scores(path: Path) -> Scores:
+    clsnames, labels, rows = [], [], []
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            reader = csv.reader(file)
+            header = next(reader, [])
+            if header[:3] != ["filename", "clsname", "label"]:
+                raise UserError(f"{path}: the first line must begin filename,clsname,label; {AGAIN}")
+            for row in reader:
+                scores = [float(value) for value in row[3:]]
+                if len(row) != len(header) or row[2] not in ("0", "1") or not all(map(math.isfinite, scores)):
+                    raise ValueError("not a name, a class, a label 0 or 1 and finite scores")
+                clsnames.append(row[1])
+                labels.append(int(row[2]))
+                rows.append(scores)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    except (ValueError, csv.Error) as error:
+        raise UserError(f"{path}, line {len(labels) + 2}: {error}; {AGAIN}") from None
+    values = np.array(rows, dtype=np.float64).reshape(len(rows), len(header) - 3)
+    names = np.array(clsnames, dtype=object)
+    return Scores(names, np.array(labels, dtype=np.int64), dict(zip(header[3:], values.T, strict=True)))
+
+
+def read_run(path: Path) -> dict[str, Any]:
+    run = read_json(path)
+    for key, kind in (("history", list), ("config", dict), ("versions", dict)):
+        if not isinstance(run.get(key) or kind(), kind):
+            raise UserError(f"{path}: '{key}' must be a {kind.__name__}; {AGAIN}")
+    try:
+        for item in run.get("history") or ():
+            if not math.isfinite(number(item["epoch"])):
+                raise TypeError
+    except (AttributeError, KeyError, TypeError):
+        raise UserError(f"{path}: 'history' must hold objects with a number 'epoch'; {AGAIN}") from None
+    return run
+
+
+def read_gallery(path: Path) -> Gallery:
+    """Raises UserError naming gallery.json or the picture that is missing."""
+    content = read_json(path)
+    try:
+        images = [Image(**image) for image in content["images"]]
+        classes = {
+            clsname: GalleryClass(
+                int(entry["good"]),
+                int(entry["defective"]),
+                {pick: [images[number] for number in numbers] for pick, numbers in entry["picks"].items()},
+            )
+            for clsname, entry in content["classes"].items()
+        }
+        gallery = Gallery(
+            content["score"], number(content["low"]), number(content["high"]), int(content["left_out"]), classes, images
+        )
+        for image in images:
+            image.score = number(image.score)
+            missing = {"image", "map"} - image.pictures.keys()
+            paths = [path.parent / name for name in image.pictures.values()]
+            if missing or any(picture.parent != path.parent for picture in paths):
+                raise ValueError
+            for picture in paths:
+                if not picture.is_file():
+                    raise UserError(f"{picture}: this picture of the gallery is missing; {AGAIN}")
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError):
+        raise UserError(f"{path}: not a gallery that this version writes; {AGAIN}") from None
+    return gallery

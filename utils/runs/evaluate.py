@@ -1,0 +1,94 @@
+"""Evaluate a checkpoint: table, scores, intervals, pictures and report."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from easydict import EasyDict
+
+from datasets.base import ImageDataset
+from datasets.build import build_dataset
+from models import build_network
+from models.losses import Criterion
+from utils.config import to_plain
+from utils.evaluation.evaluate import (
+    Evaluation,
+    compute_metrics,
+    evaluate,
+    format_table,
+    missing_metrics,
+    without_nan,
+    write_results,
+)
+from utils.evaluation.intervals import bootstrap, format_intervals, write_intervals
+from utils.files import check_writable, write_text
+from utils.process.checkpoint import load_checkpoint, load_network_state
+from utils.process.distributed import Process, on_main
+from utils.process.precision import choose_precision
+from utils.process.versions import versions
+from utils.report.gallery import headline_score, save_gallery
+from utils.report.pictures import save_pictures
+from utils.runs.start import describe, load, start_random
+
+log = logging.getLogger("uniad")
+
+
+def evaluate_checkpoint(config: EasyDict, process: Process) -> None:
+    """Evaluate `saver.load_path`: table, scores and intervals, and the pictures and features that are configured."""
+    start_random(config, process)
+    on_main(lambda: check_writable(config.evaluator.save_dir), process)
+    content = load_checkpoint(config.saver.load_path)
+    network = build_network(config.net, with_pretrained=False).to(process.device)
+    load_network_state(network, content["state_dict"], config.saver.load_path)
+    test_set = build_dataset(config.dataset, "test")
+    loader = load(test_set, config, "test", process, seed=0)
+    log.info("%s, epoch %s; %d test images; %s", config.saver.load_path, content.get("epoch"), len(test_set), describe(process))
+    reconstruction = getattr(network, config.net[2].name)
+    recon_dir = (getattr(reconstruction, "save_recon", None) or {}).get("save_dir")
+    precision = choose_precision(config.trainer.precision)
+    evaluation = evaluate(network, loader, Criterion(config.criterion), process, recon_dir, precision)
+    results = compute_metrics(evaluation, config.evaluator.metrics, process)
+    if process.is_main:
+        write_evaluation(config, content, evaluation, results, test_set)
+
+
+def write_evaluation(
+    config: EasyDict, checkpoint: dict[str, Any], evaluation: Evaluation, results: dict[str, float], test_set: ImageDataset
+) -> None:
+    """Say and write all of an evaluation: table, scores, intervals, the configured pictures, report. One process calls it."""
+    write_results(config.evaluator.save_dir, evaluation, results, config.evaluator.metrics)
+    print_results(results, evaluation.losses.mean(), config)
+    intervals = bootstrap(evaluation, config.evaluator.metrics, results)
+    write_intervals(config.evaluator.save_dir, intervals)
+    log.info("%s", format_intervals(intervals))
+    for style in ("vis_compound", "vis_single"):
+        if config.evaluator[style]:
+            save_pictures(style, evaluation, test_set, **config.evaluator[style])
+            log.info("%s: pictures of %d images in %s", style, len(evaluation), config.evaluator[style].save_dir)
+    log.info("report: %s", write_report_of(config, checkpoint, evaluation, test_set))
+
+
+def write_report_of(config: EasyDict, checkpoint: dict[str, Any], evaluation: Evaluation, test_set: ImageDataset) -> Path:
+    """Complete the result folder with the gallery and run.json, and write report.html from it."""
+    from utils.report.page import write_report  # here: training has no need of a plotting library, which takes a second to import
+
+    folder, metrics = Path(config.evaluator.save_dir), config.evaluator.metrics
+    score = headline_score(metrics, config.evaluator.key_metric)
+    save_gallery(folder, evaluation, test_set, score, metrics)
+    run = {
+        "checkpoint": config.saver.load_path,
+        "epoch": checkpoint.get("epoch"),
+        "score": score,
+        "history": [without_nan(numbers) for numbers in checkpoint.get("history", [])],
+        "config": to_plain(config),
+        "versions": versions(),
+    }
+    write_text(folder / "run.json", json.dumps(run, indent=1) + "\n")
+    return write_report(folder)
+
+
+def print_results(results: dict[str, float], loss: float, config: EasyDict) -> None:
+    log.info("test loss %.4f\n%s", loss, format_table(results, config.evaluator.metrics))
+    if missing := missing_metrics(results):
+        log.warning("no number for %s: images of one label only, or no masks", ", ".join(missing))

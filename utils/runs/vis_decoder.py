@@ -1,0 +1,155 @@
+"""The vis decoder of one class: train it, and draw images from features with it."""
+
+import logging
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from easydict import EasyDict
+from torch import Tensor, nn
+
+from datasets.base import ImageDataset
+from datasets.build import build_dataset
+from datasets.lists import read_list
+from models import build_network
+from utils.config import load_config, to_plain
+from utils.errors import UserError
+from utils.evaluation.naming import ANY_CLASS, matching_classes, names_in_class
+from utils.files import check_writable
+from utils.process.checkpoint import find_start, load_checkpoint, load_network_state
+from utils.process.distributed import Process, on_main
+from utils.report.drawing import save_picture
+from utils.runs.start import describe, load, start_random
+from utils.runs.train import build_trainer, clear_run, is_trained
+from utils.training.trainer import fit
+
+NUM_CHECKS = 8  # images on a check sheet
+
+log = logging.getLogger("uniad")
+
+
+def train_decoder(config: EasyDict, process: Process, overwrite: bool = False) -> None:
+    """Train the decoder of dataset.class_name as configured, with a check sheet now and then; every process must call it."""
+    check_net(config)
+    start = on_main(lambda: find_start(config.saver, overwrite), process)
+    on_main(lambda: check_writable(config.saver.save_dir), process)
+    seed = start_random(config, process)
+    train_set = build_dataset(config.dataset, "train", seed)
+    train_loader = load(train_set, config, "train", process, seed)
+    checks = check_set(config)
+    log.info("%s: %d training images; %s", config.dataset.class_name, len(train_set), describe(process))
+    trainer = build_trainer(config, process, start, len(train_loader), best_metric=math.inf)
+    if is_trained(trainer, config):
+        return
+    if overwrite:
+        clear_run(config, process)
+
+    def draw_sheet() -> dict[str, float]:
+        if process.is_main and config.visualization:
+            chosen = np.linspace(0, len(checks) - 1, min(NUM_CHECKS, len(checks))).round().astype(int)
+            if pairs := [pair for _, pair in draw_pairs(trainer.network, checks, chosen.tolist())]:
+                save_picture(Path(config.visualization.vis_dir) / f"epoch_{trainer.epoch:04d}.jpg", np.hstack(pairs))
+        return {}
+
+    vis_freq = config.visualization.vis_freq_epoch if config.visualization else config.trainer.max_epoch
+    fit(trainer, train_loader, draw_sheet, "loss", to_plain(config), val_freq=vis_freq, save_freq=1)
+    log.info("%s is the result", Path(config.saver.save_dir) / "ckpt.pth.tar")
+
+
+def draw_check_images(config: EasyDict, process: Process) -> None:
+    """Draw every check image with the decoder of saver.load_path: visualization.vis_dir/<kind>/<name>.jpg, image over drawing."""
+    if not config.visualization:
+        raise UserError("visualization is off in this configuration: there is no vis_dir to draw into")
+    network = load_decoder(config, process)
+    checks = check_set(config)
+    names, count = names_in_class(checks.filenames, checks.clsnames), 0
+    for index, pair in draw_pairs(network, checks, range(len(checks))):
+        save_picture(Path(config.visualization.vis_dir) / f"{names[index]}.jpg", pair)
+        count += 1
+    log.info("pictures of %d images in %s", count, config.visualization.vis_dir)
+
+
+def training_classes(path: str | Path, overrides: Sequence[str] = ()) -> list[str]:
+    """The classes in the configuration's training list; where its name holds {class_name}, those that have such a list."""
+    cfg = load_config(path, overrides, ("dataset",), class_name=ANY_CLASS).dataset
+    meta_file = {**cfg, **cfg.train}["meta_file"]
+    if ANY_CLASS not in meta_file:
+        return sorted({record["clsname"] for record in read_list(meta_file)})
+    if not (classes := matching_classes(meta_file)):
+        raise UserError(f"there is no list {meta_file}; tools/prepare_data.py KIND --per_class_dir NAME makes one for each class")
+    return classes
+
+
+def check_set(config: EasyDict) -> ImageDataset:
+    """The class's test images, or its training images where the configuration names no test list; never augmented."""
+    cfg = to_plain(config.dataset)
+    has_own = {**cfg, **cfg["test"]}.get("meta_file")
+    return build_dataset(cfg if has_own else {**cfg, "test": cfg["train"]}, "test")
+
+
+def check_net(config: EasyDict) -> None:
+    if config.net[-1].type != "models.reconstructions.VisDecoder":
+        raise UserError(f"net must end in a subnet of type models.reconstructions.VisDecoder, not {config.net[-1].type}")
+    if config.net[1].kwargs.standardise:
+        raise UserError(f"net.{config.net[1].name}.kwargs.standardise: vis decoders draw features as they are, leave it out")
+
+
+def load_decoder(config: EasyDict, process: Process) -> nn.Module:
+    """Backbone, neck and vis decoder of saver.load_path, in eval mode.
+
+    Batch statistics have no part in a picture: the published scripts drew in training mode. Raises UserError for a network
+    that does not end in a vis decoder.
+    """
+    check_net(config)
+    content = load_checkpoint(config.saver.load_path)
+    network = build_network(config.net, with_pretrained=False).to(process.device)
+    load_network_state(network, content["state_dict"], config.saver.load_path)
+    return network.eval()
+
+
+def draw_pairs(network: nn.Module, data: ImageDataset, indices: Iterable[int]) -> Iterator[tuple[int, np.ndarray]]:
+    """Index and `draw_pair` of each image; one that cannot be read is a UserError, or, as configured, a line of the log."""
+    for index in indices:
+        try:
+            yield index, draw_pair(network, data, index)
+        except UserError as error:
+            if data.on_bad_image == "stop":
+                raise
+            log.warning("skipped: %s", error)
+
+
+@torch.no_grad()
+def draw_pair(network: nn.Module, data: ImageDataset, index: int) -> np.ndarray:
+    """Image `index` as the network takes it, above what the decoder draws of its features: 2HxWx3 uint8 RGB."""
+    network.eval()
+    device = next(network.parameters()).device
+    outputs = network({"image": data[index]["image"][None].to(device)})
+    mean, std = (values.flatten().tolist() for values in (data.transform.mean, data.transform.std))
+    pair = np.vstack([to_picture(outputs[key][0], mean, std) for key in ("image", "image_rec")])
+    return np.ascontiguousarray(pair[..., ::-1]) if data.transform.bgr else pair
+
+
+def to_picture(image: Tensor, pixel_mean: Sequence[float], pixel_std: Sequence[float]) -> np.ndarray:
+    """A normalised 3xHxW image as HxWx3 uint8."""
+    values = image.float().cpu().permute(1, 2, 0).numpy() * np.asarray(pixel_std) + np.asarray(pixel_mean)
+    return (values.clip(0, 1) * 255).round().astype(np.uint8)
+
+
+def feature_shape(config: EasyDict) -> tuple[int, int, int]:
+    """(C, h, w) of the features that the vis decoder of `net` draws at data.input_size."""
+    kwargs = config.net[-1].kwargs
+    h, w = (side // kwargs.instrides[0] for side in config.data.input_size)
+    return kwargs.inplanes[0], h, w
+
+
+def with_label(picture: np.ndarray, label: str) -> np.ndarray:
+    """The picture under a white bar with the label, up to 25 ASCII letters: HxWx3 -> (H + bar)xWx3 uint8."""
+    width = picture.shape[1]
+    size = width / 500  # of a letter, in OpenCV's unit
+    bar = np.full((width // 11, width, 3), 255, np.uint8)
+    place, thickness = (width // 50, len(bar) * 7 // 10), round(size + 0.5)
+    cv2.putText(bar, label, place, cv2.FONT_HERSHEY_SIMPLEX, size, (0, 0, 0), thickness, cv2.LINE_AA)
+    return np.vstack([bar, picture])
