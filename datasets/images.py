@@ -1,21 +1,80 @@
-"""Images and masks read from a folder with OpenCV."""
+"""Reading and resizing images: the one place for training, prediction and pictures. Nothing here imports torch."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 import cv2
 import numpy as np
+from PIL import Image, ImageOps
 
 from utils.errors import UserError
 
 COLOR_MODES = ("RGB", "BGR", "GRAY")
+RESAMPLE = {"bilinear": Image.Resampling.BILINEAR, "lanczos": Image.Resampling.LANCZOS}
+
+Picture: TypeAlias = str | Path | Image.Image | np.ndarray  # see to_rgb
 
 # Loader workers are the parallelism; OpenCV's own threads would compete with them and can deadlock in a forked worker.
 cv2.setNumThreads(0)
 
 
+def read_rgb(path: str | Path, name: str | None = None) -> np.ndarray:
+    """The image in a file, H x W x 3 uint8 RGB, turned as its EXIF data say; grey, 16-bit and alpha images included.
+
+    Raises UserError, which calls the file `name`, by default its path, for one that is missing or not an image.
+    """
+    return cv2.cvtColor(_decode(path, cv2.IMREAD_COLOR, name), cv2.COLOR_BGR2RGB)
+
+
+def to_rgb(image: Picture) -> np.ndarray:
+    """Any image as h x w x 3 uint8 RGB: a file, a PIL image (turned as its EXIF data say), or an array.
+
+    An array is uint8: h x w x 3 RGB, h x w x 4 with alpha, which is dropped, or h x w or h x w x 1 grey. Raises UserError
+    for anything else.
+    """
+    if isinstance(image, str | Path):
+        return read_rgb(image)
+    if isinstance(image, Image.Image):
+        return _pil_to_rgb(image)
+    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim not in (2, 3) or not image.size:
+        what = f"an array of {image.dtype}, {image.shape}" if isinstance(image, np.ndarray) else type(image).__name__
+        raise UserError(f"an image is a path, a PIL image or an array, uint8, height x width x 3; not {what}")
+    if image.ndim == 2 or image.shape[2] == 1:
+        return np.repeat(image.reshape(*image.shape[:2], 1), 3, axis=2)
+    if image.shape[2] not in (3, 4):
+        raise UserError(f"an image has 1, 3 or 4 channels in its last axis, not the shape {image.shape}")
+    return np.ascontiguousarray(image[..., :3])
+
+
+def convert_color(rgb: np.ndarray, color_mode: str) -> np.ndarray:
+    """H x W x 3 uint8 RGB in a mode of COLOR_MODES, H x W x 3; GRAY has three equal channels."""
+    if color_mode == "BGR":
+        return cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR)
+    if color_mode == "GRAY":
+        return cv2.cvtColor(cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+    return rgb
+
+
+def resize(image: np.ndarray, size: Sequence[int], resample: Image.Resampling) -> np.ndarray:
+    """An image or a mask, h x w (x 3) uint8, at another size, (H, W).
+
+    PIL's filters smooth what they shrink; OpenCV's and PyTorch's would give the network other pixels.
+    """
+    height, width = size
+    return np.asarray(Image.fromarray(image).resize((width, height), resample))
+
+
+def shrink(rgb: np.ndarray, longest: int) -> np.ndarray:
+    """A copy with at most `longest` pixels on the longer side, for drawing."""
+    h, w = rgb.shape[:2]
+    scale = min(1.0, longest / max(h, w))
+    return cv2.resize(rgb, (max(1, round(w * scale)), max(1, round(h * scale))), interpolation=cv2.INTER_AREA)
+
+
 class ImageReader:
-    """Reads the images and masks under `image_dir`; names are paths relative to it.
+    """Reads the images and masks in the folder `image_dir`; names are paths relative to it.
 
     color_mode is the order of an image's three channels: RGB, BGR, or GRAY (three equal channels).
     """
@@ -29,41 +88,53 @@ class ImageReader:
         self.color_mode = color_mode
 
     def read(self, name: str, color_mode: str | None = None) -> np.ndarray:
-        """The image as H x W x 3 uint8, in `color_mode` or else in the reader's; a missing or unreadable one is a UserError."""
-        image = self._decode(name, cv2.IMREAD_COLOR)  # H x W x 3, BGR; grey, 16-bit and alpha images included
-        color_mode = color_mode or self.color_mode
-        if color_mode == "RGB":
-            return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
-        if color_mode == "GRAY":
-            return cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_BGR2GRAY), cv2.COLOR_GRAY2BGR)
-        return image
+        """The image, H x W x 3 uint8, in `color_mode`, by default the reader's. Raises UserError as `read_rgb` does."""
+        rgb = read_rgb(self.image_dir / name, self._full_name(name))
+        return convert_color(rgb, color_mode or self.color_mode)
 
     def read_mask(self, name: str) -> np.ndarray:
-        """The mask as H x W uint8: 1 wherever any colour channel is above 0; errors as in `read`."""
+        """The mask, H x W uint8: 1 where any colour channel is above 0. Raises UserError as `read_rgb` does."""
         # Colour and depth are kept, because both a grey conversion and a reduction to 8 bits can turn a small value into 0.
-        mask = self._decode(name, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH)  # H x W x 3
+        flags = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH
+        mask = _decode(self.image_dir / name, flags, self._full_name(name))  # H x W x 3
         return (mask > 0).any(axis=2).astype(np.uint8)
 
     def exists(self, name: str) -> bool:
         return os.path.isfile(self.image_dir / name)
 
     def check_exists(self, name: str) -> None:
-        """UserError where there is no such file."""
+        """Raises UserError if there is no such file."""
         if not self.exists(name):
-            raise UserError(f"there is no file {name} in image_dir {self.image_dir}")
+            raise UserError(f"there is no file {self._full_name(name)}")
 
-    def _decode(self, name: str, flags: int) -> np.ndarray:
-        # From bytes: cv2.imread knows no Unicode paths on Windows and does not tell a missing file from a broken one.
-        try:
-            data = (self.image_dir / name).read_bytes()
-        except FileNotFoundError:
-            raise UserError(f"there is no file {name} in image_dir {self.image_dir}") from None
-        except (OSError, ValueError) as error:  # ValueError: not a path that could be
-            raise UserError(f"cannot read {name} in image_dir {self.image_dir}: {getattr(error, 'strerror', error)}") from None
-        try:
-            image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-        except cv2.error:  # an empty file, or a picture past OpenCV's limit of size
-            image = None
-        if image is None:
-            raise UserError(f"{name} in image_dir {self.image_dir} is not an image that OpenCV can read; replace or remove it")
-        return image
+    def _full_name(self, name: str) -> str:
+        return f"{name} in image_dir {self.image_dir}"
+
+
+def _decode(path: str | Path, flags: int, name: str | None) -> np.ndarray:
+    """H x W x 3 BGR. From bytes: cv2.imread knows no Unicode paths on Windows and cannot tell a missing file from a bad one."""
+    name = name or str(path)
+    try:
+        data = Path(path).read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"there is no file {name}") from None
+    except (OSError, ValueError) as error:  # ValueError: the path holds a NUL character
+        raise UserError(f"cannot read {name}: {getattr(error, 'strerror', error)}") from None
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    except cv2.error:  # an empty file, or an image larger than OpenCV's limit
+        image = None
+    if image is None:
+        raise UserError(f"{name} is not an image that OpenCV can read; replace or remove it")
+    return image
+
+
+def _pil_to_rgb(image: Image.Image) -> np.ndarray:
+    try:
+        image = ImageOps.exif_transpose(image)
+        if image.mode.startswith("I"):  # 16 bits
+            grey = (np.clip(np.asarray(image), 0, 65535).astype(np.uint16) >> 8).astype(np.uint8)
+            return np.repeat(grey[..., None], 3, axis=2)
+        return np.asarray(image.convert("RGB"))
+    except (OSError, SyntaxError, ValueError) as error:
+        raise UserError(f"a PIL image that cannot be used: {error}") from None

@@ -8,9 +8,8 @@ import torchvision.transforms
 from PIL import Image
 from torchvision.transforms import functional as F
 
+from datasets.images import RESAMPLE, resize
 from utils.errors import UserError
-
-RESAMPLE = {"bilinear": Image.Resampling.BILINEAR, "lanczos": Image.Resampling.LANCZOS}
 
 
 class Transform:
@@ -55,13 +54,10 @@ class Transform:
     def arrays(
         self, image: np.ndarray, mask: np.ndarray | None, rng: np.random.Generator | None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Resized and augmented, not yet normalised: the image, H x W x 3 uint8, and the mask, H x W uint8; else as the call."""
-        size = (self.width, self.height)
-        image = np.asarray(Image.fromarray(image).resize(size, self.resample))  # H x W x 3
-        if mask is None:
-            mask = np.zeros((self.height, self.width), np.uint8)
-        else:
-            mask = np.asarray(Image.fromarray(mask).resize(size, Image.Resampling.NEAREST))  # H x W
+        """As the call, but not yet normalised: the image, H x W x 3 uint8, and the mask, H x W uint8."""
+        size = (self.height, self.width)
+        image = resize(image, size, self.resample)  # H x W x 3
+        mask = np.zeros(size, np.uint8) if mask is None else resize(mask, size, Image.Resampling.NEAREST)  # H x W
         if rng is not None:
             image, mask = self._augment(image, mask, rng)
         return image, mask

@@ -1,1 +1,1 @@
-"""Prediction of many images: what is read, what is written. Nothing here imports torch."""
+"""Prediction of many images. Only torch_engine.py and export.py import torch."""

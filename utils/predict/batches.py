@@ -2,115 +2,80 @@
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TypeVar
+from itertools import islice
 
-import cv2
 import numpy as np
 
+from datasets.images import shrink
 from utils.errors import UserError
 from utils.predict.inputs import Item
 from utils.predict.predictor import Predictor
 
-A, B = TypeVar("A"), TypeVar("B")
-
 
 @dataclass
-class Loaded:
-    """An image that was read, or why it could not be."""
+class Result:
+    """One image: as it was read, then its score and map, or why it has none."""
 
     file: str
-    seconds: float  # that reading and resizing took
-    prepared: np.ndarray | None = None  # H x W x 3 uint8, as the engine takes it
+    error: str | None = None  # with an error the other fields mean nothing
+    latency: float = 0.0  # seconds: reading and resizing it, and its share of its batch's time in the network
+    prepared: np.ndarray | None = None  # H x W x 3 uint8, the engine's input
     size: tuple[int, int] = (0, 0)  # h, w of the original
-    picture: np.ndarray | None = None  # uint8 RGB, the original or smaller, for drawing
-    error: str | None = None
-
-
-@dataclass
-class Predicted:
-    """What the network said of an image."""
-
-    file: str
-    score: float
-    anomaly_map: np.ndarray  # H x W float32, at the network's input size
-    size: tuple[int, int]
-    picture: np.ndarray | None
-    latency: float  # seconds: its own reading and resizing, and its share of its batch's time in the network
-
-
-@dataclass(frozen=True)
-class Failed:
-    """An image that has no score."""
-
-    file: str
-    error: str
+    picture: np.ndarray | None = None  # uint8 RGB for drawing, the original or smaller
+    score: float = 0.0
+    anomaly_map: np.ndarray | None = None  # H x W float32, of the network's input size
 
 
 def predict_batches(
-    predictor: Predictor, items: Iterable[Item], batch_size: int, workers: int, largest: int = 0, ahead: int | None = None
-) -> Iterator[list[Predicted | Failed]]:
-    """What became of the items, in order, batch by batch.
+    predictor: Predictor, items: Iterable[Item], batch_size: int, workers: int, longest: int = 0, ahead: int | None = None
+) -> Iterator[list[Result]]:
+    """The results of the items, in order, batch by batch.
 
-    largest: pixels of the longer side of `picture`, 0: none. ahead: images that are read before they are needed.
+    longest: pixels of the longer side of `picture`, 0: no picture. ahead: images that are read before they are needed.
     """
-    ahead = batch_size + workers if ahead is None else ahead
-    batch: list[Loaded] = []
-    for loaded in read_ahead(items, lambda item: load(predictor, item, largest), workers, ahead):
-        batch.append(loaded)
-        if len(batch) == batch_size:
-            yield predict_batch(predictor, batch)
-            batch = []
-    if batch:
-        yield predict_batch(predictor, batch)
+    results = read_ahead(predictor, items, workers, longest, batch_size + workers if ahead is None else ahead)
+    while batch := list(islice(results, batch_size)):
+        score_batch(predictor, batch)
+        yield batch
 
 
-def read_ahead(values: Iterable[A], function: Callable[[A], B], workers: int, ahead: int) -> Iterator[B]:
-    """map(function, values) by threads, at most `ahead` values before the one that is asked for."""
+def read_ahead(predictor: Predictor, items: Iterable[Item], workers: int, longest: int, ahead: int) -> Iterator[Result]:
+    """Each item read by a thread, at most `ahead` items before the one that is asked for."""
     with ThreadPoolExecutor(workers) as pool:  # decoding and resizing release the interpreter's lock
         pending = deque()
-        for value in values:
-            pending.append(pool.submit(function, value))
+        for item in items:
+            pending.append(pool.submit(read_item, predictor, item, longest))
             if len(pending) > ahead:
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
 
 
-def load(predictor: Predictor, item: Item, largest: int) -> Loaded:
+def read_item(predictor: Predictor, item: Item, longest: int) -> Result:
     started = time.perf_counter()
     try:
         rgb = item.read()  # h x w x 3
     except UserError as error:
-        return Loaded(item.file, 0.0, error=str(error))
+        return Result(item.file, str(error))
     prepared = predictor.prepare(rgb)
-    seconds = time.perf_counter() - started
-    return Loaded(item.file, seconds, prepared, rgb.shape[:2], shrink(rgb, largest) if largest else None)
+    latency = time.perf_counter() - started
+    picture = shrink(rgb, longest) if longest else None
+    return Result(item.file, None, latency, prepared, rgb.shape[:2], picture)
 
 
-def shrink(rgb: np.ndarray, largest: int) -> np.ndarray:
-    """At most `largest` pixels on the longer side, in memory of its own."""
-    h, w = rgb.shape[:2]
-    scale = min(1.0, largest / max(h, w))
-    return cv2.resize(rgb, (max(1, round(w * scale)), max(1, round(h * scale))), interpolation=cv2.INTER_AREA)
-
-
-def predict_batch(predictor: Predictor, batch: list[Loaded]) -> list[Predicted | Failed]:
-    good = [loaded for loaded in batch if loaded.error is None]
+def score_batch(predictor: Predictor, batch: list[Result]) -> None:
+    """Add score and map to the images that were read."""
+    good = [result for result in batch if result.error is None]
+    if not good:
+        return
     started = time.perf_counter()
-    outputs = iter(zip(*predictor.run([loaded.prepared for loaded in good]), strict=True)) if good else iter(())
-    share = (time.perf_counter() - started) / max(1, len(good))
-    results: list[Predicted | Failed] = []
-    for loaded in batch:
-        if loaded.error is not None:
-            results.append(Failed(loaded.file, loaded.error))
-            continue
-        score, anomaly_map = next(outputs)
+    scores, maps = predictor.run([result.prepared for result in good])
+    share = (time.perf_counter() - started) / len(good)
+    for result, score, anomaly_map in zip(good, scores, maps, strict=True):
+        result.score, result.anomaly_map = float(score), anomaly_map
+        result.latency += share
         if not (np.isfinite(score) and np.isfinite(anomaly_map).all()):
-            results.append(Failed(loaded.file, "its anomaly map holds values that are not finite"))
-            continue
-        latency = loaded.seconds + share
-        results.append(Predicted(loaded.file, float(score), anomaly_map, loaded.size, loaded.picture, latency))
-    return results
+            result.error = "its anomaly map holds values that are not finite"

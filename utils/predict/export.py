@@ -2,7 +2,7 @@
 
 Colour mode, normalisation, network, map and score are inside. Resizing is not: the network was trained with PIL's filter, which
 smooths what it shrinks and rounds to 8 bits, and no graph does exactly that. The caller resizes with PIL (`resample` in the
-metadata says how) or lives with other scores.
+metadata names the filter) or accepts other scores.
 """
 
 import io
@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from easydict import EasyDict
 from torch import Tensor, nn
 
 from datasets.build import build_dataset
@@ -25,22 +24,21 @@ from datasets.lists import read_list
 from utils.config import to_plain
 from utils.errors import UserError
 from utils.files import write_atomically
-from utils.predict.onnx_engine import FORMAT_VERSION, OnnxEngine, import_or_explain
+from utils.predict.onnx_engine import FORMAT_VERSION, OnnxEngine, import_package
 from utils.predict.predictor import Predictor
 from utils.predict.torch_engine import TorchEngine
 
-SUFFIXES = {"onnx": ".onnx", "torchscript": ".torchscript"}
 INPUTS = ("uint8", "float")
 METADATA = "metadata.json"  # among a TorchScript file's extra files
 CHECKED = 16  # images that the file is checked on
-TOLERANCE = 1e-4  # of the maps' range, how far the file's maps and scores may be from PyTorch's
-GRAY = (9798 / 32768, 19235 / 32768, 3735 / 32768)  # of R, G and B, as OpenCV's fixed point has them
+TOLERANCE = 1e-4  # largest difference between the file's maps and scores and PyTorch's, as a share of the maps' range
+GRAY = (9798 / 32768, 19235 / 32768, 3735 / 32768)  # weights of R, G and B in OpenCV's fixed-point arithmetic
 
 Run = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]  # images B x H x W x 3 -> scores B, maps B x H x W
 
 
 class ImageToMap(nn.Module):
-    """What a predictor's Engine does, as one module: colour mode, normalisation, network, anomaly map and score."""
+    """A TorchEngine as one module: colour mode, normalisation, network, anomaly map and score."""
 
     def __init__(self, engine: TorchEngine) -> None:
         super().__init__()
@@ -77,25 +75,29 @@ def image_score(anomaly_map: Tensor, name: str, avgpool_size: tuple[int, int] | 
 
 
 def export_checkpoint(
-    checkpoint: str | Path, format: str, out: str | Path | None = None, input: str = "uint8", config: EasyDict | None = None
+    checkpoint: str | Path,
+    format: str,
+    out: str | Path | None = None,
+    input: str = "uint8",
+    config: str | Path | dict | None = None,
 ) -> str:
-    """Write the checkpoint as `format`, a key of SUFFIXES, to `out`, by default beside it; returns a line that says how it is.
+    """Write the checkpoint as `format`, a key of WRITERS, to `out`, by default beside it; returns a summary in words.
 
-    input: a key of INPUTS. config: for a checkpoint that holds no configuration, the one it was trained with. The file's outputs
-    are compared with PyTorch's first. Raises UserError for what is no checkpoint of a network that makes anomaly maps, and for
-    a file that says something else than the network; nothing is written then.
+    input: one of INPUTS. config: for a checkpoint without a configuration, the one it was trained with, or its file. The file's
+    outputs are compared with PyTorch's first. Raises UserError, and writes nothing, for a file that is not a checkpoint of a
+    network that makes anomaly maps, and if the outputs differ.
     """
-    if format not in SUFFIXES:
-        raise UserError(f"--format '{format}' is unknown: use one of {', '.join(SUFFIXES)}")
+    if format not in WRITERS:
+        raise UserError(f"--format '{format}' is unknown: use one of {', '.join(WRITERS)}")
     checkpoint = Path(checkpoint)
-    out = Path(out or checkpoint.with_name(checkpoint.name.removesuffix(".pth.tar") + SUFFIXES[format]))
+    out = Path(out or checkpoint.with_name(f"{checkpoint.name.removesuffix('.pth.tar')}.{format}"))
     engine = TorchEngine(checkpoint, "cpu", config)
     engine.precision = torch.float32
-    dataset = to_plain(config or engine.trained)["dataset"]
+    dataset = to_plain(engine.config.dataset)
     images, kind = sample_images(engine, dataset)
     inputs = images if input == "uint8" else images.astype(np.float32) / 255
-    example = torch.from_numpy(np.repeat(inputs[:1], 2, axis=0))  # exporters take a batch of one for a constant
-    data, run = WRITERS[format](ImageToMap(engine), example, describe(engine, dataset))
+    example = torch.from_numpy(np.repeat(inputs[:1], 2, axis=0))  # exporters treat a batch of one as a constant
+    data, run = WRITERS[format](ImageToMap(engine), example, metadata_of(engine, dataset))
     deviation = compare(engine(images), run, inputs)
     if not deviation <= TOLERANCE:
         raise UserError(
@@ -106,8 +108,8 @@ def export_checkpoint(
     return f"{out}: differs from PyTorch by {deviation:.1e} of the maps' range on {len(images)} {kind}"
 
 
-def describe(engine: TorchEngine, dataset: dict[str, Any]) -> dict[str, Any]:
-    """What the file says of itself, values of JSON; `calibration` is what lies beside the checkpoint, or null."""
+def metadata_of(engine: TorchEngine, dataset: dict[str, Any]) -> dict[str, Any]:
+    """The file's metadata, values of JSON; `calibration` is the one beside the checkpoint, or null."""
     return {
         "format_version": FORMAT_VERSION,
         "input_size": list(engine.input_size),
@@ -115,13 +117,13 @@ def describe(engine: TorchEngine, dataset: dict[str, Any]) -> dict[str, Any]:
         "resample": engine.resample,
         "score": engine.score,
         "calibration": engine.calibration and engine.calibration.to_dict(),
-        "classes": known_classes(dataset),
+        "classes": training_classes(dataset),
         "epoch": engine.epoch,
     }
 
 
-def known_classes(dataset: dict[str, Any]) -> list[str]:
-    """The classes that training saw, sorted; none where its list is not there any more."""
+def training_classes(dataset: dict[str, Any]) -> list[str]:
+    """The classes of the training images, sorted; none if the list is gone."""
     if dataset["type"] == "cifar10":
         return ["cifar"]
     dataset = {**dataset, **dataset["train"]}
@@ -134,7 +136,7 @@ def known_classes(dataset: dict[str, Any]) -> list[str]:
 
 
 def sample_images(engine: TorchEngine, dataset: dict[str, Any]) -> tuple[np.ndarray, str]:
-    """Up to CHECKED images of the test set, or random ones where it is not there, as the engine takes them; and what they are."""
+    """Up to CHECKED images of the test set, or random ones if it is gone, as the engine takes them; and their kind in words."""
     try:
         data = build_dataset(dataset, "test")
         chosen = np.linspace(0, len(data) - 1, min(CHECKED, len(data))).astype(int)
@@ -147,9 +149,9 @@ def sample_images(engine: TorchEngine, dataset: dict[str, Any]) -> tuple[np.ndar
 
 
 def compare(expected: tuple[np.ndarray, np.ndarray], run: Run, images: np.ndarray) -> float:
-    """The largest difference between expected scores and maps and those that `run` gives, as a share of the maps' range.
+    """The largest difference between expected scores and maps and those of `run`, as a share of the maps' range.
 
-    The first image is given alone as well: a file that knows one batch size only does not pass.
+    The first image is also run alone: a file that takes only one batch size fails.
     """
     deviations = []
     for count in (len(images), 1):
@@ -163,14 +165,14 @@ def compare(expected: tuple[np.ndarray, np.ndarray], run: Run, images: np.ndarra
 def to_onnx(model: nn.Module, example: Tensor, metadata: dict[str, Any]) -> tuple[bytes, Run]:
     """The ONNX file's bytes, and the file run by onnxruntime."""
     for package in ("onnx", "onnxscript", "onnxruntime"):
-        import_or_explain(package)
-    model.requires_grad_(True)  # weights that take gradients are run in their plain form, which can be captured
+        import_package(package)
+    model.requires_grad_(True)  # with gradients the network runs in its plain form, which can be exported
     with quiet():
         program = torch.export.export(model, (example,), dynamic_shapes=[{0: torch.export.Dim("batch")}], strict=False)
         names = {"input_names": ["image"], "output_names": ["score", "map"], "dynamic_shapes": [{0: "batch"}]}
         proto = torch.onnx.export(program, dynamo=True, verbose=False, **names).model_proto
     for node in proto.graph.node:
-        del node.metadata_props[:]  # where in this machine's files it came from
+        del node.metadata_props[:]  # they hold paths of this machine
     for name, value in metadata.items():
         proto.metadata_props.add(key=name, value=json.dumps(value))
     data = proto.SerializeToString()
@@ -182,7 +184,7 @@ def to_torchscript(model: nn.Module, example: Tensor, metadata: dict[str, Any]) 
     buffer = io.BytesIO()
     model.requires_grad_(False)
     with torch.no_grad(), quiet():
-        model(example)  # folded weights are made before tracing, and become constants
+        model(example)  # makes the folded weights before tracing, so that they become constants
         traced = torch.jit.freeze(torch.jit.trace(model, example, check_trace=False))
         torch.jit.save(traced, buffer, _extra_files={METADATA: json.dumps(metadata)})
         loaded = torch.jit.load(io.BytesIO(buffer.getvalue()))
@@ -194,15 +196,12 @@ def to_torchscript(model: nn.Module, example: Tensor, metadata: dict[str, Any]) 
     return buffer.getvalue(), run
 
 
-WRITERS: dict[str, Callable[[nn.Module, Tensor, dict[str, Any]], tuple[bytes, Run]]] = {
-    "onnx": to_onnx,
-    "torchscript": to_torchscript,
-}
+WRITERS = {"onnx": to_onnx, "torchscript": to_torchscript}  # also the files' endings
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep to itself what exporters say of their own workings."""
+    """Silence the exporters' warnings about their own internals."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

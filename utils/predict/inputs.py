@@ -2,24 +2,25 @@
 
 import glob
 import os
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import cv2
 import numpy as np
 
+from datasets.images import read_rgb
+from datasets.lists import IMAGE_EXTENSIONS
 from utils.errors import UserError
-from utils.predict.images import read_rgb
 
-IMAGES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}  # as in datasets.lists, whose package needs torch
-VIDEOS = {".avi", ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv"}
+VIDEO_EXTENSIONS = {".avi", ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv"}
 
 
 @dataclass(frozen=True)
 class Item:
-    """One image to predict: its name in scores.csv, and how it is read (h x w x 3 uint8 RGB; raises UserError)."""
+    """One image to predict: its name in scores.csv, and how to read it (h x w x 3 uint8 RGB; raises UserError)."""
 
     file: str
     read: Callable[[], np.ndarray]
@@ -27,41 +28,42 @@ class Item:
 
 @dataclass
 class Inputs:
-    """What was asked for."""
+    """What the user asked for: images and videos, or one camera."""
 
-    paths: list[Path] = field(default_factory=list)  # absolute, images and videos in order, each once
-    folder: Path | None = None  # that holds them all; None for a camera
+    paths: list[Path] = field(default_factory=list)  # absolute, in order, without duplicates
+    folder: Path | None = None  # holds all paths; None for a camera
     camera: int | None = None
     missing: list[tuple[str, str]] = field(default_factory=list)  # inputs without an image, and why
 
+    def named(self, folder: Path | None) -> dict[str, Path]:
+        """The paths by their names relative to `folder`."""
+        return {path.relative_to(folder).as_posix(): path for path in self.paths}
+
 
 def find_inputs(given: Sequence[str], out: str | Path) -> Inputs:
-    """What files, folders (with their subfolders), patterns such as "a/**/*.png", or the number of a camera name.
+    """Find the images of files, folders (with subfolders), patterns such as "a/**/*.png", or the number of a camera.
 
-    What lies in `out` is no input. Links are taken for what they point to and keep their names. Raises UserError for a camera
-    beside something else.
+    The content of `out` is left out. A link to an image counts as an image and keeps its name. Raises UserError for a camera
+    together with something else.
     """
     found, roots, out = Inputs(), [], Path(os.path.abspath(out))
     for text in given:
-        path = Path(os.path.abspath(text))
+        path = Path(os.path.abspath(os.path.expanduser(text)))
         if path.is_dir():
-            root, paths = path, walk(path, out)
+            root, paths, reason = path, walk(path, out), "there is no image or video in it"
         elif path.exists():
-            root, paths = path.parent, [path]
+            root, paths, reason = path.parent, [path], ""
         elif text.isdigit():
             found.camera = int(text)
             continue
+        elif glob.has_magic(text):
+            root, paths, reason = *match(path, out), "the pattern matches no image or video"
         else:
-            root, paths = match(text, out)
+            root, paths, reason = path, [], "there is no such file or folder"
         if paths:
             roots.append(root)
             found.paths += paths
         else:
-            has_magic = glob.has_magic(text)
-            if path.is_dir():
-                reason = "there is no image or video in it"
-            else:
-                reason = "the pattern matches no image or video" if has_magic else "there is no such file or folder"
             found.missing.append((text, reason))
     found.paths = list(dict.fromkeys(found.paths))
     if found.camera is not None and len(given) > 1:
@@ -70,89 +72,79 @@ def find_inputs(given: Sequence[str], out: str | Path) -> Inputs:
         try:
             found.folder = Path(os.path.commonpath(roots))
         except ValueError:
-            raise UserError("the inputs lie on several drives: predict those of each drive by themselves") from None
+            raise UserError("the inputs lie on several drives: predict each drive by itself") from None
     return found
 
 
 def walk(folder: Path, out: Path) -> list[Path]:
-    """Images and videos in a folder and below it, sorted; hidden ones and what lies in `out` are left out."""
+    """Images and videos in a folder and its subfolders, sorted, without hidden ones and the content of `out`."""
     paths = []
     for current, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith(".") and Path(current, name) != out)
-        paths += [Path(current, name) for name in sorted(files) if is_named_like_input(name) and not name.startswith(".")]
-    return paths
+        paths += [Path(current, name) for name in sorted(files) if not name.startswith(".")]
+    return [path for path in paths if has_extension(path, IMAGE_EXTENSIONS | VIDEO_EXTENSIONS)]
 
 
-def match(pattern: str, out: Path) -> tuple[Path, list[Path]]:
+def match(pattern: Path, out: Path) -> tuple[Path, list[Path]]:
     """The folder before a pattern's first wild card, and the images and videos that match, sorted."""
-    root = Path(os.path.abspath(pattern))
+    root = pattern
     while glob.has_magic(str(root)):
         root = root.parent
-    names = sorted(map(os.path.abspath, glob.glob(os.path.expanduser(pattern), recursive=True)))
-    paths = (Path(name) for name in names if is_named_like_input(name) and os.path.isfile(name))
-    return root, [path for path in paths if out not in path.parents]
+    paths = map(Path, sorted(glob.glob(str(pattern), recursive=True)))
+    known = IMAGE_EXTENSIONS | VIDEO_EXTENSIONS
+    return root, [path for path in paths if has_extension(path, known) and path.is_file() and out not in path.parents]
 
 
-def is_named_like_input(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in IMAGES | VIDEOS
+def has_extension(path: Path, extensions: Collection[str]) -> bool:
+    return path.suffix.lower() in extensions
 
 
-def items(inputs: Inputs, folder: Path | None, done: Container[str], last_frame: int, frames: int | None) -> Iterator[Item]:
-    """What is not `done` yet, in order. Names are relative to `folder`; a frame is NAME#NUMBER, counted from 0.
+def items(inputs: Inputs, folder: Path | None, done: Collection[str], frames: int | None) -> Iterator[Item]:
+    """The images that are not in `done`, in order. Names are relative to `folder`; a frame is NAME#NUMBER, counted from 0.
 
-    last_frame: the number of the last frame that a camera gave before, or -1; frames: how many it is to give, None: all.
+    frames: how many a camera gives, None: all.
     """
     if inputs.camera is not None:
-        yield from camera_items(inputs.camera, last_frame + 1, frames)
-    for path in inputs.paths:
-        name = name_below(path, folder)
-        if path.suffix.lower() in VIDEOS:
-            yield from video_items(path, name, done)
+        prefix = f"{camera_name(inputs.camera)}#"
+        first = max((int(file.removeprefix(prefix)) + 1 for file in done if file.startswith(prefix)), default=0)
+        yield from islice(frame_items(inputs.camera, prefix, first, done), frames)
+    for name, path in inputs.named(folder).items():
+        if has_extension(path, VIDEO_EXTENSIONS):
+            yield from frame_items(str(path), f"{name}#", 0, done)
         elif name not in done:
             yield Item(name, partial(read_rgb, path))
 
 
-def name_below(path: Path, folder: Path) -> str:
-    return path.relative_to(folder).as_posix()
+def frame_items(source: str | int, prefix: str, first: int, done: Collection[str]) -> Iterator[Item]:
+    """The frames of a video or a camera, numbered from `first`, without those in `done`.
 
-
-def video_items(path: Path, name: str, done: Container[str]) -> Iterator[Item]:
-    number = 0
+    The last item fails if there was no frame, or if a camera stopped by itself.
+    """
+    is_camera, number = isinstance(source, int), first
     try:
-        capture = cv2.VideoCapture(str(path))
+        capture = cv2.VideoCapture(source)
         while capture.grab():
-            if (file := f"{name}#{number}") not in done:
-                there, frame = capture.retrieve()
-                yield Item(file, partial(as_rgb, frame) if there else partial(fail, f"{path}: frame {number} is damaged"))
+            if (file := f"{prefix}{number}") not in done:
+                success, frame = capture.retrieve()  # h x w x 3 uint8 BGR
+                read = partial(cv2.cvtColor, frame, cv2.COLOR_BGR2RGB) if success else partial(fail, f"{file} is damaged")
+                yield Item(file, read)
             number += 1
         capture.release()
-    except (cv2.error, UnicodeError):  # such a name, or such a file
-        number = 0
-    if number == 0:
-        yield Item(name, partial(fail, f"{path}: is not a video that OpenCV can read"))
+    except (cv2.error, UnicodeError):  # OpenCV cannot open a file of this name or content
+        number = first
+    if number > first and not is_camera:
+        return
+    if number > first:
+        problem = f"camera {source} gives no more images"
+    elif is_camera:
+        problem = f"camera {source} cannot be opened: check its connection and its number"
+    else:
+        problem = f"{source}: is not a video that OpenCV can read"
+    yield Item(prefix.removesuffix("#"), partial(fail, problem))
 
 
-def camera_items(index: int, first: int, frames: int | None) -> Iterator[Item]:
-    """Frames as the camera gives them; the last item is its failure, where it stops by itself."""
-    capture = cv2.VideoCapture(index)
-    number = first
-    while frames is None or number < first + frames:
-        there, frame = capture.read()
-        if not there:
-            what = "gives no more images" if number > first else "cannot be opened: see that it is connected, and its number"
-            yield Item(f"{camera_name(index)}#{number}", partial(fail, f"camera {index} {what}"))
-            break
-        yield Item(f"{camera_name(index)}#{number}", partial(as_rgb, frame))
-        number += 1
-    capture.release()
-
-
-def camera_name(index: int) -> str:
-    return f"camera{index}"
-
-
-def as_rgb(frame: np.ndarray) -> np.ndarray:
-    return cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
+def camera_name(camera: int) -> str:
+    return f"camera{camera}"
 
 
 def fail(message: str) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Running an exported ONNX file, without torch."""
+"""The engine of an exported ONNX file: onnxruntime, without torch."""
 
 import importlib
 import json
@@ -11,30 +11,30 @@ import numpy as np
 from utils.errors import UserError
 from utils.evaluation.calibration import Calibration
 
-FORMAT_VERSION = 1  # of what an exported file takes, gives and says of itself
-FIELDS = ("input_size", "color_mode", "resample", "score", "calibration", "classes", "epoch")  # that it says of itself, as JSON
+FORMAT_VERSION = 1  # of an exported file's inputs, outputs and metadata
+METADATA = ("input_size", "color_mode", "resample", "score", "calibration", "classes", "epoch")  # entries beside the version
 
 
 class OnnxEngine:
-    """An exported file, run by onnxruntime on a GPU where its package has one, else on the CPU.
+    """An exported file, run on a GPU if the onnxruntime package supports one, else on the CPU.
 
-    An Engine of utils.predict.predictor, which also knows the `classes` and the `epoch` of the training, where they were known.
+    An Engine of utils.predict.predictor. Also the `classes` and the `epoch` of the training, if they were known.
     file: its path, or its content. Raises UserError for a missing or damaged file and for one that tools/export.py did not write.
     """
 
     def __init__(self, file: str | Path | bytes) -> None:
-        onnxruntime = import_or_explain("onnxruntime")
-        where = "the exported file" if isinstance(file, bytes) else str(file)
+        onnxruntime = import_package("onnxruntime")
+        name = "the exported file" if isinstance(file, bytes) else str(file)
         if not isinstance(file, bytes) and not Path(file).is_file():
-            raise UserError(f"{where}: there is no such file")
+            raise UserError(f"{name}: there is no such file")
         available = onnxruntime.get_available_providers()
-        providers = [name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in available]
+        providers = [provider for provider in ("CUDAExecutionProvider", "CPUExecutionProvider") if provider in available]
         try:
             content = file if isinstance(file, bytes) else str(file)
             self.session = onnxruntime.InferenceSession(content, providers=providers)
         except Exception as error:  # each kind of damage has an exception of its own
-            raise UserError(f"{where}: damaged, or no ONNX file that onnxruntime runs ({str(error).splitlines()[0]})") from None
-        metadata = read_metadata(self.session.get_modelmeta().custom_metadata_map, where)
+            raise UserError(f"{name}: damaged, or no ONNX file that onnxruntime runs ({str(error).splitlines()[0]})") from None
+        metadata = read_metadata(self.session.get_modelmeta().custom_metadata_map, name)
         self.input_size: tuple[int, int] = tuple(metadata["input_size"])
         self.color_mode: str = metadata["color_mode"]
         self.resample: str = metadata["resample"]
@@ -53,19 +53,19 @@ class OnnxEngine:
         return scores, maps
 
 
-def read_metadata(entries: dict[str, str], where: str) -> dict[str, Any]:
-    """The entries' values. Raises UserError naming the file `where` unless they are those of this format."""
+def read_metadata(entries: dict[str, str], name: str) -> dict[str, Any]:
+    """The values of METADATA in a file called `name`. Raises UserError if its format is another one."""
     version = entries.get("format_version")
     if version is None:
-        raise UserError(f"{where}: not written by tools/export.py, it does not say what goes in and what comes out")
+        raise UserError(f"{name}: not written by tools/export.py, it does not describe its inputs and outputs")
     if version != str(FORMAT_VERSION):
-        raise UserError(f"{where}: of format {version}, and this version reads format {FORMAT_VERSION}: export it again")
-    return {name: json.loads(entries[name]) for name in FIELDS}  # other software adds entries of its own
+        raise UserError(f"{name}: of format {version}, and this version reads format {FORMAT_VERSION}: export it again")
+    return {key: json.loads(entries[key]) for key in METADATA}
 
 
-def import_or_explain(package: str) -> ModuleType:
-    """The package. Raises UserError that says how to install it where it is missing."""
+def import_package(package: str) -> ModuleType:
+    """Raises UserError that says how to install a missing package."""
     try:
         return importlib.import_module(package)
     except ModuleNotFoundError:
-        raise UserError(f"the package {package} is missing, which ONNX files need: pip install {package}") from None
+        raise UserError(f"the package {package} is missing; ONNX files need it: pip install {package}") from None

@@ -1,10 +1,10 @@
-"""What prediction writes into its folder, so that a run that was killed goes on where it was.
+"""The folder that prediction writes; a run that was killed continues from it.
 
 scores.csv or scores.jsonl   a line an image, appended batch by batch: file, score, decision, latency_ms
 pictures/<file>.jpg          image and heat map side by side
 maps/<file>.npy              the anomaly map at the image's size, float32
 errors.csv                   the images of the last run that have no score, and why
-predict.json                 what the scores are of: nothing else is added to them
+predict.json                 the settings that all scores share
 """
 
 import csv
@@ -20,14 +20,13 @@ import numpy as np
 
 from utils.errors import UserError
 from utils.files import write_atomically, write_text
-from utils.predict.batches import Failed, Predicted
+from utils.predict.batches import Result
 from utils.predict.predictor import resize_map
 from utils.report.drawing import heat_map, normalise, save_picture
 
-PICTURES, MAPS = "pictures", "maps"
 COLUMNS = ("file", "score", "decision", "latency_ms")
-LONGEST = 200  # bytes of a name, which gets an ending and a prefix: file systems take 255
-LABELS = {  # the settings that scores in one file share, in the words of the message
+MAX_NAME = 200  # bytes; file systems take 255, and a name gets an ending and a prefix
+LABELS = {  # the settings that scores in one file share, as error messages call them
     "sha256": "checkpoint",
     "score": "image score",
     "threshold": "threshold",
@@ -37,76 +36,79 @@ LABELS = {  # the settings that scores in one file share, in the words of the me
 
 
 class Output:
-    """The folder of a prediction. `done`: the files that have a score; `folder`: what their names are relative to."""
+    """The folder of a prediction. `done`: the files that have a score; `folder`: their names are relative to it."""
 
     def __init__(self, out: str | Path, settings: dict[str, Any]) -> None:
-        """Begin the folder, or go on with it: a line that was not finished is dropped.
+        """Start the folder or continue it, without a line that was cut.
 
-        settings: a value for each of LABELS, and others to be noted. Raises UserError where the folder was begun with others.
+        settings: a value for each of LABELS; predict.json holds other entries too. Raises UserError if the folder was started
+        with other settings.
         """
         self.out = Path(out)
         self.format: str = settings["format"]
         self.scores = self.out / f"scores.{self.format}"
-        self.folder = self.begin(settings)
-        self.done = self.go_on()
-        for leftover in [path for kind in (PICTURES, MAPS) for path in (self.out / kind).rglob(".*.tmp")]:
+        folder = self._saved_settings(settings)["folder"]
+        self.folder = Path(folder) if folder else None  # None for a camera
+        self.done = self._read_done()
+        for leftover in [path for kind in ("pictures", "maps") for path in (self.out / kind).rglob(".*.tmp")]:
             leftover.unlink()  # half a file of a run that was killed
 
-    def begin(self, settings: dict[str, Any]) -> Path | None:
+    def _saved_settings(self, settings: dict[str, Any]) -> dict[str, Any]:
+        """The content of predict.json, which must fit `settings`; they are written if the folder is new."""
         path = self.out / "predict.json"
         try:
-            was = json.loads(path.read_text(encoding="utf-8"))
+            saved = json.loads(path.read_text(encoding="utf-8"))
             for key, label in LABELS.items():
-                same = is_below(settings[key], was[key]) if key == "folder" else was[key] == settings[key]
-                if not same:
-                    what = f"holds scores of another {label} ({was[key]}, not {settings[key]})"
+                if not (settings[key] == saved[key] or (key == "folder" and is_below(settings[key], saved[key]))):
+                    what = f"holds scores of another {label} ({saved[key]}, not {settings[key]})"
                     raise UserError(f"{self.out}: {what}; choose another --out, or remove it")
-            settings = was
+            return saved
         except FileNotFoundError:
             if self.scores.exists():
                 raise UserError(f"{self.scores}: was not written by tools/predict.py; choose another --out") from None
             write_text(path, json.dumps(settings, indent=1) + "\n")
+            return settings
         except OSError as error:
             raise UserError(f"{path}: cannot be read ({error.strerror})") from None
         except (KeyError, TypeError, ValueError):
-            raise UserError(f"{path}: not what tools/predict.py writes; choose another --out, or remove it") from None
-        return Path(settings["folder"]) if settings["folder"] else None
+            raise UserError(f"{path}: not written by tools/predict.py; choose another --out, or remove it") from None
 
-    def go_on(self) -> set[str]:
+    def _read_done(self) -> set[str]:
+        """The files in the score file, which is started if it is new; a line that was cut is removed."""
         try:
             data = self.scores.read_bytes() if self.scores.exists() else b""
-            whole = end_of_lines(data, quotes=self.format == "csv")
-            if whole < len(data):
-                os.truncate(self.scores, whole)
+            length = complete_length(data, quotes=self.format == "csv")
+            if length < len(data):
+                os.truncate(self.scores, length)
         except OSError as error:
             raise UserError(f"{self.scores}: cannot be used ({error.strerror})") from None
-        if whole == 0 and self.format == "csv":
-            self.write(",".join(COLUMNS) + "\n")
-            return set()
-        text = data[:whole].decode("utf-8", "surrogateescape")
+        if length == 0 and self.format == "csv":
+            self._append(",".join(COLUMNS) + "\n")
+        text = data[:length].decode("utf-8", "surrogateescape")
         try:
             if self.format == "csv":
                 return {row[0] for row in csv.reader(io.StringIO(text, newline=""))} - {COLUMNS[0]}
             return {json.loads(line)["file"] for line in text.split("\n")[:-1]}
         except (csv.Error, IndexError, KeyError, TypeError, ValueError):
-            raise UserError(f"{self.scores}: a line is not what tools/predict.py writes; choose another --out") from None
+            raise UserError(f"{self.scores}: a line was not written by tools/predict.py; choose another --out") from None
 
-    def add(self, results: Sequence[Predicted], threshold: float | None) -> None:
+    def add(self, results: Sequence[Result], threshold: float | None) -> None:
         """Append the lines of a batch, in one write."""
         lines = []
         for result in results:
             decision = None if threshold is None else "defective" if result.score > threshold else "good"
             score, latency = f"{result.score:.8g}", f"{1000 * result.latency:.1f}"
             if self.format == "csv":
-                lines.append(",".join((quoted(result.file), score, decision or "", latency)))
+                line = ",".join((quoted(result.file), score, decision or "", latency))
             else:
                 values = (result.file, float(score), decision, float(latency))
-                lines.append(json.dumps(dict(zip(COLUMNS, values, strict=True))))
+                line = json.dumps(dict(zip(COLUMNS, values, strict=True)))
+            lines.append(f"{line}\n")
             self.done.add(result.file)
         if lines:
-            self.write("\n".join(lines) + "\n")
+            self._append("".join(lines))
 
-    def write(self, text: str) -> None:
+    def _append(self, text: str) -> None:
         data = text.encode("utf-8", "surrogateescape")
         try:
             with open(self.scores, "ab", buffering=0) as file:
@@ -115,38 +117,36 @@ class Output:
         except OSError as error:
             raise UserError(f"{self.scores}: cannot be written ({error.strerror})") from None
 
-    def save_picture(self, result: Predicted, scale: Sequence[float] | None) -> None:
-        """Image and heat map side by side; scale: the lowest and the highest value of its colours, None: the map's own."""
+    def save_picture(self, result: Result, scale: Sequence[float] | None) -> None:
+        """Image and heat map side by side; scale: lowest and highest value of the colours, None: the map's own."""
         low, high = scale or (float(result.anomaly_map.min()), float(result.anomaly_map.max()))
         normalised = resize_map(normalise(result.anomaly_map, low, high), result.picture.shape[:2])
         both = np.hstack([result.picture, heat_map(result.picture, normalised)])
-        save_picture(self.out / PICTURES / own_name(result.file, ".jpg"), both)
+        save_picture(self.out / "pictures" / unique_name(result.file, ".jpg"), both)
 
-    def save_map(self, result: Predicted) -> None:
+    def save_map(self, result: Result) -> None:
         anomaly_map = resize_map(result.anomaly_map, result.size)  # h x w
-        write_atomically(self.out / MAPS / own_name(result.file, ".npy"), lambda file: np.save(file, anomaly_map))
+        write_atomically(self.out / "maps" / unique_name(result.file, ".npy"), lambda file: np.save(file, anomaly_map))
 
-    def save_errors(self, errors: Sequence[Failed]) -> Path:
-        """Write errors.csv, or remove an earlier run's where there are none; returns its path."""
+    def save_errors(self, errors: Sequence[Result]) -> Path:
+        """Write errors.csv, or remove an earlier run's if there are no errors; returns its path."""
         path = self.out / "errors.csv"
         if errors:
-            lines = ["file,error", *(f"{quoted(error.file)},{quoted(error.error)}" for error in errors)]
-            data = "".join(f"{line}\n" for line in lines).encode("utf-8", "surrogateescape")
+            lines = ["file,error\n", *(f"{quoted(result.file)},{quoted(result.error)}\n" for result in errors)]
+            data = "".join(lines).encode("utf-8", "surrogateescape")
             write_atomically(path, lambda file: file.write(data))
         else:
             path.unlink(missing_ok=True)
         return path
 
 
-def is_below(folder: str | None, of: str | None) -> bool:
-    """Whether `folder` is `of` or lies in it; for cameras both are None."""
-    if folder is None or of is None:
-        return folder is of
-    return Path(of) in (Path(folder), *Path(folder).parents)
+def is_below(folder: str | None, parent: str | None) -> bool:
+    """Whether `folder` lies in `parent`; for a camera both are None."""
+    return folder is not None and parent is not None and Path(parent) in Path(folder).parents
 
 
-def end_of_lines(data: bytes, quotes: bool) -> int:
-    """The length of the lines that are whole; with `quotes` a line may hold line feeds between quotation marks."""
+def complete_length(data: bytes, quotes: bool) -> int:
+    """The length of the complete lines; with `quotes` a line may hold line feeds between quotation marks."""
     end = data.rfind(b"\n") + 1
     while quotes and end and data.count(b'"', 0, end) % 2:
         end = data.rfind(b"\n", 0, end - 1) + 1
@@ -158,10 +158,10 @@ def quoted(text: str) -> str:
     return '"' + text.replace('"', '""') + '"' if any(mark in text for mark in ',"\r\n') else text
 
 
-def own_name(file: str, ending: str) -> PurePosixPath:
-    """A path for what belongs to an image: its whole name, so that no two share one, cut where a file system does not take it."""
+def unique_name(file: str, ending: str) -> PurePosixPath:
+    """The path of an image's picture or map: its whole name with `ending`, shortened by a hash if it is very long."""
     path = PurePosixPath(file)
     name = os.fsencode(path.name)
-    if len(name) > LONGEST:
-        name = name[: LONGEST // 2] + b"~" + hashlib.sha256(name).hexdigest()[:32].encode()
+    if len(name) > MAX_NAME:
+        name = name[: MAX_NAME // 2] + b"~" + hashlib.sha256(name).hexdigest()[:32].encode()
     return path.with_name(os.fsdecode(name) + ending)

@@ -3,44 +3,39 @@
     predictor = Predictor.from_checkpoint("experiments/demo/checkpoints/ckpt.pth.tar")
     score, anomaly_map = predictor("photo.jpg")
 
-What runs the network is an Engine. Nothing here imports torch before a checkpoint is opened: an exported network needs none.
+An Engine runs the network. Only the engine of a checkpoint imports torch; an exported network does not need it.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol, TypeAlias
+from typing import Protocol
 
 import cv2
 import numpy as np
-from PIL import Image
 
+from datasets.images import RESAMPLE, Picture, convert_color, resize, to_rgb
 from utils.errors import UserError
 from utils.evaluation.calibration import Calibration
-from utils.predict.images import to_rgb
-
-Picture: TypeAlias = str | Path | Image.Image | np.ndarray  # see utils.predict.images.to_rgb
-
-RESAMPLE = {"bilinear": Image.Resampling.BILINEAR, "lanczos": Image.Resampling.LANCZOS}  # as in datasets.transforms
 
 
 class Engine(Protocol):
-    """What runs a network, with all that a predictor must know of it."""
+    """Runs a network, and holds everything a predictor needs to know about it."""
 
     input_size: tuple[int, int]  # height, width
-    color_mode: str  # RGB, BGR or GRAY: what the network was trained on
-    resample: str  # bilinear or lanczos: how images are brought to input_size
+    color_mode: str  # RGB, BGR or GRAY: how the network was trained
+    resample: str  # bilinear or lanczos: how images are resized to input_size
     score: str  # name of the image score: mean, std or max
-    calibration: Calibration | None  # thresholds of that score, where there are some
+    calibration: Calibration | None  # thresholds of that score
 
     def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Scores, B, and anomaly maps, B x H x W float32.
 
-        images: B x H x W x 3 uint8 at input_size, RGB whatever `color_mode`; with GRAY the three channels are equal already.
+        images: B x H x W x 3 uint8 RGB of `input_size`, also for BGR; for GRAY the three channels are equal.
         """
 
 
 class Predictor:
-    """Scores and maps of single images or lists of them, the numbers that evaluation gives for the same files."""
+    """Scores and maps of single images or lists of them, with the numbers that evaluation gives for the same files."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
@@ -49,9 +44,8 @@ class Predictor:
     def from_checkpoint(cls, path: str | Path, device: str | None = None, config: str | Path | dict | None = None) -> "Predictor":
         """Open a checkpoint, or an exported network (a file named .onnx), which needs no torch.
 
-        device: e.g. "cpu" or "cuda:1"; None: a GPU if there is one. config: the configuration, read or as its file's path,
-        for a checkpoint that does not hold its own, which a published one does not; where one is given, it counts.
-        Raises UserError naming a file that cannot be used.
+        device: e.g. "cpu" or "cuda:1"; None: a GPU if there is one. config: the configuration or its file, used instead of
+        the one in the checkpoint; published checkpoints hold none. Raises UserError naming a file that cannot be used.
         """
         if Path(path).suffix.lower() == ".onnx":
             from utils.predict.onnx_engine import OnnxEngine
@@ -64,7 +58,7 @@ class Predictor:
     def __call__(
         self, image: Picture | Sequence[Picture], batch_size: int = 8
     ) -> tuple[float, np.ndarray] | tuple[list[float], list[np.ndarray]]:
-        """Score and anomaly map, h x w float32 at the image's own size; of a list two lists.
+        """Score and anomaly map, h x w float32 of the image's own size; for a list two lists.
 
         image: a path, a PIL image, or h x w x 3 uint8 RGB (also h x w, grey, and h x w x 4). Raises UserError for an image that
         cannot be read, or whose map is not finite.
@@ -75,22 +69,23 @@ class Predictor:
         scores, maps = [], []
         for start in range(0, len(image), batch_size):
             pictures = [to_rgb(picture) for picture in image[start : start + batch_size]]
-            for i, (score, anomaly_map) in enumerate(zip(*self.run([self.prepare(rgb) for rgb in pictures]), strict=True), start):
+            batch = self.run([self.prepare(rgb) for rgb in pictures])
+            for rgb, score, anomaly_map in zip(pictures, *batch, strict=True):
                 if not np.isfinite(anomaly_map).all():
-                    raise UserError(f"image {i + 1} of {len(image)}: its anomaly map holds values that are not finite")
+                    number = len(scores) + 1
+                    raise UserError(f"image {number} of {len(image)}: its anomaly map holds values that are not finite")
                 scores.append(float(score))
-                maps.append(resize_map(anomaly_map, pictures[i - start].shape[:2]))
+                maps.append(resize_map(anomaly_map, rgb.shape[:2]))
         return scores, maps
 
     def prepare(self, rgb: np.ndarray) -> np.ndarray:
         """h x w x 3 uint8 RGB as the engine takes it, H x W x 3."""
-        if self.engine.color_mode == "GRAY":  # before the resize, as when an image is read for training
-            rgb = cv2.cvtColor(cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
-        height, width = self.engine.input_size
-        return np.asarray(Image.fromarray(rgb).resize((width, height), RESAMPLE[self.engine.resample]))
+        if self.engine.color_mode == "GRAY":  # before resizing, as in training
+            rgb = convert_color(rgb, "GRAY")
+        return resize(rgb, self.engine.input_size, RESAMPLE[self.engine.resample])
 
     def run(self, prepared: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        """Scores, B, and maps, B x H x W float32, of B images as `prepare` gives them."""
+        """Scores, B, and maps, B x H x W float32, of B images from `prepare`."""
         return self.engine(np.stack(prepared))
 
 

@@ -1,4 +1,4 @@
-"""A checkpoint as what runs behind a Predictor."""
+"""The engine of a checkpoint: PyTorch."""
 
 from pathlib import Path
 from typing import Any
@@ -23,51 +23,55 @@ SECTIONS = ("dataset", "evaluator", "net")
 
 
 class TorchEngine:
-    """An Engine, see utils.predict.predictor. Beside it: `epoch`, and `trained`, the configuration in the checkpoint, or None."""
+    """A checkpoint's network, an Engine of utils.predict.predictor.
+
+    Also `epoch`, `config`, which the network was built from, and `trained`, the configuration in the checkpoint, or None.
+    """
 
     def __init__(self, path: str | Path, device: str | None = None, config: str | Path | dict | None = None) -> None:
-        """As in Predictor.from_checkpoint."""
+        """See Predictor.from_checkpoint."""
         content = load_checkpoint(path)
         self.epoch: int | None = content.get("epoch")
         self.trained: dict[str, Any] | None = content.get("config")
-        config = load_config(config, needs=SECTIONS) if isinstance(config, str | Path) else config or self.trained
-        config = EasyDict(check(config, path))
-        self.device = as_device(device) if device else choose_device(0)
-        self.precision = choose_precision((config.get("trainer") or {}).get("precision", "float32"))
-        self.network = build_network(config.net, with_pretrained=False).to(self.device).eval()
+        if isinstance(config, str | Path):
+            config = load_config(config, needs=SECTIONS)
+        self.config = EasyDict(check_config(config or self.trained, path))
+        self.device = parse_device(device) if device else choose_device(0)
+        self.precision = choose_precision((self.config.get("trainer") or {}).get("precision", "float32"))
+        self.network = build_network(self.config.net, with_pretrained=False).to(self.device).eval()
         load_network_state(self.network, content["state_dict"], path)
 
-        data, metrics = config.dataset, config.evaluator.metrics
+        data, metrics = self.config.dataset, self.config.evaluator.metrics
         self.input_size = tuple(data.input_size)
         self.color_mode = data.image_reader.kwargs.color_mode if data.type == "custom" else "RGB"
         self.resample = "bilinear" if data.type == "custom" else "lanczos"
-        self.transform = Transform(data.input_size, data.pixel_mean, data.pixel_std, resample=self.resample)
-        self.score = headline_score(metrics, config.evaluator.key_metric) or "max"
+        self.transform = Transform(data.input_size, data.pixel_mean, data.pixel_std)
+        self.score = headline_score(metrics, self.config.evaluator.key_metric) or "max"
         self.score_key = score_columns(metrics).get(self.score, (self.score, None))  # as in scores.csv
         self.calibration = calibration_of(path, self.score)
 
     @torch.no_grad()
     def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """As in Engine."""
+        """See Engine."""
         if self.color_mode == "BGR":
             images = images[..., ::-1]
-        batch = torch.stack([self.transform(np.ascontiguousarray(image), None, None)[0] for image in images])  # B x 3 x H x W
+        batch = torch.stack([self.transform.to_tensor(image) for image in images])  # B x 3 x H x W
         with autocast(self.device, self.precision):
             outputs = self.network({"image": batch.to(self.device)})
         maps = outputs["pred"].squeeze(1).float().cpu().numpy()  # B x H x W
         return image_scores(maps, *self.score_key), maps
 
 
-def check(config: dict[str, Any] | None, path: str | Path) -> dict[str, Any]:
-    """The configuration of a network that makes anomaly maps; else UserError."""
+def check_config(config: dict[str, Any] | None, path: str | Path) -> dict[str, Any]:
+    """The configuration. Raises UserError if there is none, or one of a network that makes no anomaly maps."""
     if config is None:
-        raise UserError(f"{path}: holds no configuration, as published checkpoints do not: name the one it is of with --config")
+        raise UserError(f"{path}: holds no configuration, like every published checkpoint: give the experiment's with --config")
     if config["net"][2]["type"] != "models.reconstructions.UniAD" or not config.get("evaluator"):
-        raise UserError(f"{path}: is of a network that makes no anomaly maps; name a checkpoint of tools/train_val.py")
+        raise UserError(f"{path}: its network makes no anomaly maps; give a checkpoint of tools/train_val.py")
     return config
 
 
-def as_device(name: str) -> torch.device:
+def parse_device(name: str) -> torch.device:
     try:
         return torch.empty(0, device=name).device
     except (AssertionError, RuntimeError) as error:

@@ -15,11 +15,12 @@ import pytest
 import torch
 from PIL import Image
 
+from datasets.lists import IMAGE_EXTENSIONS
 from tests.helpers import tiny
 from tools import predict
 from utils.errors import UserError
 from utils.evaluation.calibration import Calibration, Threshold, file_hash, save_calibration
-from utils.predict.inputs import IMAGES
+from utils.predict.inputs import find_inputs
 
 PREDICT = tiny.ROOT / "tools" / "predict.py"
 
@@ -225,10 +226,11 @@ def test_any_kind_of_image_is_read_and_what_is_none_is_listed(run, image: Path, 
     assert not (tmp_path / "out/errors.csv").exists()
 
 
-def test_the_endings_are_those_of_image_lists() -> None:
-    from datasets.lists import IMAGE_EXTENSIONS
-
-    assert IMAGES == IMAGE_EXTENSIONS
+def test_the_endings_are_those_of_image_lists(tmp_path: Path) -> None:
+    names = {f"image{extension}" for extension in IMAGE_EXTENSIONS}
+    for name in (*names, "notes.txt"):
+        (tmp_path / name).touch()
+    assert {path.name for path in find_inputs([str(tmp_path)], tmp_path / "out").paths} == names
 
 
 # --- inputs ---
