@@ -1,30 +1,26 @@
-"""Make the embedded demo set: seven classes in MVTec layout, drawn and cut from scikit-image's photographs, no download.
+"""Make the embedded demo set without a download: seven classes in MVTec layout, from drawings and scikit-image's photographs.
 
 python tools/make_demo_data.py
 python tools/make_demo_data.py --out DIR --seed 1
 """
 
-import argparse
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from datasets.demo.build import build_demo
+from utils.process.arguments import tool_parser
 from utils.process.cli import run
 
-ROOT = Path(__file__).resolve().parent.parent
-
-
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=ROOT / "data" / "demo", metavar="DIR", help="folder to make (data/demo)")
-    parser.add_argument("--seed", type=int, default=0, help="another seed makes another set (0)")
-    return parser.parse_args()
+OUT = Path(__file__).resolve().parent.parent / "data" / "demo"
 
 
 def main() -> None:
-    args = parse_arguments()
+    parser = tool_parser(__doc__)
+    parser.add_argument("--out", type=Path, default=OUT, metavar="DIR", help="folder to make (data/demo)")
+    parser.add_argument("--seed", type=int, default=0, help="another seed makes another set (0)")
+    args = parser.parse_args()
     made = build_demo(args.out, args.seed)
     print(f"{args.out}: made" if made else f"{args.out}: already there, nothing to do")
 

@@ -4,7 +4,7 @@ python tools/predict.py --checkpoint experiments/demo/checkpoints/ckpt.pth.tar p
 python tools/predict.py --checkpoint model.onnx "photos/**/*.png" film.avi --out predicted --threshold 3.2
 python tools/predict.py --checkpoint ckpt.pth.tar 0 --out camera --frames 100
 
-DIR/scores.csv gets a line an image, DIR/pictures/ its heat map. Run again, it goes on: images that have a score are left out.
+DIR/scores.csv gets a line an image, DIR/pictures/ its heat map. A second run continues: it leaves out images that have a score.
 """
 
 import argparse
@@ -16,34 +16,28 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from utils.errors import UserError
 from utils.predict.predictor import Predictor
 from utils.predict.run import Options, predict_into
+from utils.process.arguments import positive_int, tool_parser
 from utils.process.cli import run
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = tool_parser(__doc__)
     parser.add_argument("inputs", nargs="+", metavar="INPUT", help="an image, a folder, a pattern, a video, or a camera's number")
     parser.add_argument("--checkpoint", required=True, metavar="F", help="checkpoint, or exported .onnx file")
     parser.add_argument("--config", metavar="C", help="for a checkpoint that holds no configuration: the experiment's YAML file")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")
     decision = parser.add_mutually_exclusive_group()
-    decision.add_argument("--threshold", type=float, metavar="T", help="above it: defective (calibration.json's, if there)")
-    decision.add_argument("--class_name", metavar="CLASS", help="take this class's threshold, not the one of all classes")
+    decision.add_argument("--threshold", type=float, metavar="T", help="a higher score is defective (as in calibration.json)")
+    decision.add_argument("--class_name", metavar="CLASS", help="use this class's threshold, not that of all classes")
     parser.add_argument("--format", choices=("csv", "jsonl"), default="csv", help="of the scores (csv)")
-    parser.add_argument("--batch_size", type=count, default=8, metavar="N", help="images at a time (8)")
-    parser.add_argument("--workers", type=count, default=2, metavar="N", help="threads that read images (2)")
-    parser.add_argument("--save_maps", action="store_true", help="write anomaly maps as DIR/maps/*.npy too")
+    parser.add_argument("--batch_size", type=positive_int, default=8, metavar="N", help="images at a time (8)")
+    parser.add_argument("--workers", type=positive_int, default=2, metavar="N", help="threads that read images (2)")
+    parser.add_argument("--save_maps", action="store_true", help="also write anomaly maps as DIR/maps/*.npy")
     parser.add_argument("--no_pictures", action="store_true", help="do not draw heat maps")
     parser.add_argument("--scale", type=float, nargs=2, metavar=("LOW", "HIGH"), help="of all heat maps (each map's own)")
-    parser.add_argument("--frames", type=count, metavar="N", help="of a camera: stop after N (Ctrl-C)")
+    parser.add_argument("--frames", type=positive_int, metavar="N", help="of a camera: stop after N (Ctrl-C)")
     parser.add_argument("--device", help='e.g. "cpu", "cuda:1" (a GPU if there is one)')
     return parser.parse_intermixed_args()
-
-
-def count(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return number
 
 
 def choose_threshold(args: argparse.Namespace, predictor: Predictor) -> float | None:

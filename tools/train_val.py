@@ -18,7 +18,7 @@ from utils.process.cli import run
 from utils.process.distributed import start_process, stop_process
 from utils.process.log import start_log
 from utils.runs.evaluate import evaluate_checkpoint
-from utils.runs.per_class import run_separately
+from utils.runs.per_class import run_per_class
 from utils.runs.train import train
 
 SECTIONS = ("dataset", "criterion", "trainer", "saver", "evaluator", "net")
@@ -40,7 +40,7 @@ def main() -> None:
     name = "eval" if args.evaluate else "train"
     action = evaluate_checkpoint if args.evaluate else partial(train, overwrite=args.overwrite)
     if config.dataset.separate:
-        run_separately(args.config, args.overrides, process, name, action)
+        run_per_class(args.config, args.overrides, process, name, action)
     else:
         start_log(config.saver.log_dir, process, name)
         action(config, process)

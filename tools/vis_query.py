@@ -1,39 +1,25 @@
-"""Draw the learned queries of UniAD's decoder layers, through the vis decoder of a class.
+"""Draw the learned queries of UniAD's decoder layers, with the vis decoder of a class.
 
 python tools/vis_query.py --config experiments/vis_query/config.yaml --class_name screw
 """
 
-import argparse
 import sys
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from utils.config import load_config
-from utils.process.cli import add_class_arguments, run
-from utils.process.distributed import start_process, stop_process
-from utils.process.log import start_log
+from utils.process.cli import run
+from utils.runs.class_tool import class_parser, run_for_class
 from utils.runs.vis_query import draw_queries, query_classes
 
 SECTIONS = ("data", "vis_query", "saver", "net")
 
 
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_class_arguments(parser)
-    return parser.parse_intermixed_args()
-
-
 def main() -> None:
-    args = parse_arguments()
-    if args.list_classes:
-        print(*query_classes(args.config, args.overrides), sep="\n")
-        return
-    config = load_config(args.config, args.overrides, SECTIONS, args.class_name)
-    process = start_process(config.port)
-    start_log(config.saver.log_dir, process, f"vis_query_{args.class_name}")
-    draw_queries(config, process, args.class_name)
-    stop_process()
+    args = class_parser(__doc__).parse_intermixed_args()
+    draw = partial(draw_queries, class_name=args.class_name)
+    run_for_class(args, query_classes, draw, SECTIONS, log_name=f"vis_query_{args.class_name}")
 
 
 if __name__ == "__main__":

@@ -1,39 +1,25 @@
-"""Draw what UniAD made of a class's images: features saved by its evaluation, through the class's vis decoder.
+"""Draw the features that UniAD reconstructed for a class's images, saved by its evaluation, with the vis decoder of the class.
 
 python tools/vis_recon.py --config experiments/vis_recon/config.yaml --class_name screw
 """
 
-import argparse
 import sys
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from utils.config import load_config
-from utils.process.cli import add_class_arguments, run
-from utils.process.distributed import start_process, stop_process
-from utils.process.log import start_log
+from utils.process.cli import run
+from utils.runs.class_tool import class_parser, run_for_class
 from utils.runs.vis_recon import draw_reconstructions, recon_classes
 
 SECTIONS = ("data", "saver", "net")
 
 
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_class_arguments(parser)
-    return parser.parse_intermixed_args()
-
-
 def main() -> None:
-    args = parse_arguments()
-    if args.list_classes:
-        print(*recon_classes(args.config, args.overrides), sep="\n")
-        return
-    config = load_config(args.config, args.overrides, SECTIONS, args.class_name)
-    process = start_process(config.port)
-    start_log(config.saver.log_dir, process, f"vis_recon_{args.class_name}")
-    draw_reconstructions(config, process, args.class_name)
-    stop_process()
+    args = class_parser(__doc__).parse_intermixed_args()
+    draw = partial(draw_reconstructions, class_name=args.class_name)
+    run_for_class(args, recon_classes, draw, SECTIONS, log_name=f"vis_recon_{args.class_name}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
-"""What tools have in common: how they end, and the arguments of those that work for one class."""
+"""How tools end."""
 
-import argparse
 import os
 import sys
 from collections.abc import Callable
@@ -46,12 +45,3 @@ def run(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
-
-
-def add_class_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of a tool that works for one class at a time."""
-    parser.add_argument("--config", required=True, help="the experiment's YAML file")
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--class_name", metavar="CLASS", help="the class it works for; replaces {class_name} in the file's paths")
-    what.add_argument("--list_classes", action="store_true", help="print the classes there are, a line each")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="values that replace the file's, by dotted key")

@@ -1,7 +1,7 @@
-"""One model a class, for comparison with one for all: what train_val.py does with dataset.separate."""
+"""One model a class, for comparison with one for all: dataset.separate of train_val.py and nearest_neighbour.py."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from easydict import EasyDict
@@ -9,31 +9,46 @@ from easydict import EasyDict
 from datasets.lists import read_list
 from utils.config import load_config
 from utils.errors import UserError
-from utils.process.distributed import Process
+from utils.process.distributed import Process, start_process, stop_process
 from utils.process.log import start_log
 
-# What a class's model reads and writes lies below <configuration's folder>/<class>/; save_recon's folder too.
+# The model of a class reads and writes below <configuration's folder>/<class>/; so does save_recon.
 OUTPUTS = ("saver.save_dir", "saver.log_dir", "saver.load_path", "evaluator.save_dir")
 PICTURES = ("evaluator.vis_compound.save_dir", "evaluator.vis_single.save_dir")
+
+Action = Callable[[EasyDict, Process], None]
 
 log = logging.getLogger("uniad")
 
 
-def run_separately(
-    path: str | Path, overrides: Sequence[str], process: Process, name: str, action: Callable[[EasyDict, Process], None]
-) -> None:
-    """Call `action`, training or evaluation, for each class of the training list, or for dataset.class_name alone.
+def run_configured(path: str | Path, overrides: Sequence[str], sections: Iterable[str], name: str, action: Action) -> None:
+    """Call `action`, training or evaluation, with the configuration or, with dataset.separate, for each class by itself.
 
-    Each has its log, <log_dir>/<name>.log, below its folder. After all classes the joined table is printed, and written to
+    The log is <saver.log_dir>/<name>.log. sections: that the configuration needs.
+    """
+    config = load_config(path, overrides, needs=sections)
+    process = start_process(config.port)
+    if config.dataset.separate:
+        run_per_class(path, overrides, process, name, action)
+    else:
+        start_log(config.saver.log_dir, process, name)
+        action(config, process)
+    stop_process()
+
+
+def run_per_class(path: str | Path, overrides: Sequence[str], process: Process, name: str, action: Action) -> None:
+    """Call `action` for each class of the training list, or for dataset.class_name alone.
+
+    Each class logs to <log_dir>/<name>.log below its folder. After all classes the joined table is printed, and written to
     the configuration's own evaluator.save_dir. Every process must call it. Raises UserError naming the class that fails.
     """
     config = load_config(path, overrides)
     configs = class_configs(path, overrides, config)
-    for number, (clsname, of_class) in enumerate(configs.items(), 1):
-        start_log(of_class.saver.log_dir, process, name)
+    for number, (clsname, class_config) in enumerate(configs.items(), 1):
+        start_log(class_config.saver.log_dir, process, name)
         log.info("class %s, %d of %d", clsname, number, len(configs))
         try:
-            action(of_class, process)
+            action(class_config, process)
         except UserError as error:
             raise UserError(f"class {clsname}: {error}") from None
     if config.dataset.class_name is None and process.is_main:
@@ -41,37 +56,31 @@ def run_separately(
 
         start_log(config.saver.log_dir, process, name)
         folder = config.evaluator.save_dir
-        table = write_joined([of_class.evaluator.save_dir for of_class in configs.values()], folder)
+        table = write_joined([class_config.evaluator.save_dir for class_config in configs.values()], folder)
         log.info("one model a class, %d classes; written to %s\n%s", len(configs), folder, table)
 
 
 def class_configs(path: str | Path, overrides: Sequence[str], config: EasyDict) -> dict[str, EasyDict]:
-    """The configuration of each class, sorted. Raises UserError for what would stop one of them later."""
-    classes, tested = ({r["clsname"] for r in read_list(meta_file(config, split))} for split in ("train", "test"))
-    if config.dataset.class_name is not None:
-        classes &= {config.dataset.class_name}
-    if missing := sorted(classes - tested) or ([] if classes else [config.dataset.class_name]):
-        split = "test" if classes else "train"
-        raise UserError(f"{meta_file(config, split)} has no image of the class '{missing[0]}'; dataset.separate needs some")
-    recon = f"net.{config.net[2].name}.kwargs.save_recon.save_dir"
-    class_paths = (*OUTPUTS, *PICTURES, recon)
+    """The configuration of each class, sorted.
+
+    Raises UserError for a class without training or test images, and for an output path that all classes would share.
+    """
+    classes = None if config.dataset.class_name is None else {config.dataset.class_name}
+    for split in ("train", "test"):
+        meta_file = {**config.dataset, **config.dataset[split]}["meta_file"]
+        listed = {record["clsname"] for record in read_list(meta_file)}
+        classes = listed if classes is None else classes
+        if missing := sorted(classes - listed):
+            raise UserError(f"{meta_file} has no image of the class '{missing[0]}'; dataset.separate needs some")
+    class_paths = (*OUTPUTS, *PICTURES, f"net.{config.net[2].name}.kwargs.save_recon.save_dir")
     configs = {}
     for clsname in sorted(classes):
         configs[clsname] = load_config(path, [*overrides, "dataset.separate=False"], (), clsname, class_paths)
-        check_paths(configs[clsname], Path(path).resolve().parent / clsname)
+        for section, key in (dotted.split(".") for dotted in OUTPUTS):
+            output = configs[clsname][section][key]
+            if not Path(output).is_relative_to(Path(path).resolve().parent / clsname):
+                raise UserError(
+                    f"{section}.{key} {output} would be shared by all classes: with dataset.separate it lies below CLASS/, "
+                    "give a path relative to the configuration's folder"
+                )
     return configs
-
-
-def meta_file(config: EasyDict, split: str) -> str:
-    return {**config.dataset, **config.dataset[split]}["meta_file"]
-
-
-def check_paths(config: EasyDict, folder: Path) -> None:
-    """Raises UserError for a path of the class that is not below its folder: other classes would have it too."""
-    for dotted in OUTPUTS:
-        section, key = dotted.split(".")
-        if not Path(config[section][key]).is_relative_to(folder):
-            raise UserError(
-                f"{dotted} {config[section][key]} would be shared by all classes: with dataset.separate it lies below CLASS/, "
-                "give a path relative to the configuration's folder"
-            )

@@ -1,4 +1,4 @@
-"""The vis decoder of one class: train it, and draw images from features with it."""
+"""The vis decoder of one class: train it, and draw images from features with it (also for vis_query.py and vis_recon.py)."""
 
 import logging
 import math
@@ -32,7 +32,7 @@ log = logging.getLogger("uniad")
 
 
 def train_decoder(config: EasyDict, process: Process, overwrite: bool = False) -> None:
-    """Train the decoder of dataset.class_name as configured, with a check sheet now and then; every process must call it."""
+    """Train the decoder of dataset.class_name, with a check sheet every few epochs. Every process must call it."""
     check_net(config)
     start = on_main(lambda: find_start(config.saver, overwrite), process)
     on_main(lambda: check_writable(config.saver.save_dir), process)
@@ -60,7 +60,7 @@ def train_decoder(config: EasyDict, process: Process, overwrite: bool = False) -
 
 
 def draw_check_images(config: EasyDict, process: Process) -> None:
-    """Draw every check image with the decoder of saver.load_path: visualization.vis_dir/<kind>/<name>.jpg, image over drawing."""
+    """Draw each check image above its decoded features, with the decoder saver.load_path: vis_dir/<kind>/<name>.jpg."""
     if not config.visualization:
         raise UserError("visualization is off in this configuration: there is no vis_dir to draw into")
     network = load_decoder(config, process)
@@ -73,7 +73,7 @@ def draw_check_images(config: EasyDict, process: Process) -> None:
 
 
 def training_classes(path: str | Path, overrides: Sequence[str] = ()) -> list[str]:
-    """The classes in the configuration's training list; where its name holds {class_name}, those that have such a list."""
+    """The classes in the training list; if its name holds {class_name}, the classes that have such a list."""
     cfg = load_config(path, overrides, ("dataset",), class_name=ANY_CLASS).dataset
     meta_file = {**cfg, **cfg.train}["meta_file"]
     if ANY_CLASS not in meta_file:
@@ -84,7 +84,7 @@ def training_classes(path: str | Path, overrides: Sequence[str] = ()) -> list[st
 
 
 def check_set(config: EasyDict) -> ImageDataset:
-    """The class's test images, or its training images where the configuration names no test list; never augmented."""
+    """The class's test images, or its training images if the configuration has no test list; never augmented."""
     cfg = to_plain(config.dataset)
     has_own = {**cfg, **cfg["test"]}.get("meta_file")
     return build_dataset(cfg if has_own else {**cfg, "test": cfg["train"]}, "test")
@@ -100,8 +100,8 @@ def check_net(config: EasyDict) -> None:
 def load_decoder(config: EasyDict, process: Process) -> nn.Module:
     """Backbone, neck and vis decoder of saver.load_path, in eval mode.
 
-    Batch statistics have no part in a picture: the published scripts drew in training mode. Raises UserError for a network
-    that does not end in a vis decoder.
+    The published scripts drew in training mode, in which a picture depends on the batch. Raises UserError for a network that
+    does not end in a vis decoder.
     """
     check_net(config)
     content = load_checkpoint(config.saver.load_path)
@@ -111,7 +111,7 @@ def load_decoder(config: EasyDict, process: Process) -> nn.Module:
 
 
 def draw_pairs(network: nn.Module, data: ImageDataset, indices: Iterable[int]) -> Iterator[tuple[int, np.ndarray]]:
-    """Index and `draw_pair` of each image; one that cannot be read is a UserError, or, as configured, a line of the log."""
+    """Index and `draw_pair` of each image. An unreadable one raises UserError or, with on_bad_image "skip", is logged."""
     for index in indices:
         try:
             yield index, draw_pair(network, data, index)
@@ -123,7 +123,7 @@ def draw_pairs(network: nn.Module, data: ImageDataset, indices: Iterable[int]) -
 
 @torch.no_grad()
 def draw_pair(network: nn.Module, data: ImageDataset, index: int) -> np.ndarray:
-    """Image `index` as the network takes it, above what the decoder draws of its features: 2HxWx3 uint8 RGB."""
+    """Image `index` as the network takes it, above its decoded features: 2H x W x 3 uint8 RGB."""
     network.eval()
     device = next(network.parameters()).device
     outputs = network({"image": data[index]["image"][None].to(device)})
@@ -133,22 +133,22 @@ def draw_pair(network: nn.Module, data: ImageDataset, index: int) -> np.ndarray:
 
 
 def to_picture(image: Tensor, pixel_mean: Sequence[float], pixel_std: Sequence[float]) -> np.ndarray:
-    """A normalised 3xHxW image as HxWx3 uint8."""
+    """A normalised 3 x H x W image as H x W x 3 uint8."""
     values = image.float().cpu().permute(1, 2, 0).numpy() * np.asarray(pixel_std) + np.asarray(pixel_mean)
     return (values.clip(0, 1) * 255).round().astype(np.uint8)
 
 
 def feature_shape(config: EasyDict) -> tuple[int, int, int]:
-    """(C, h, w) of the features that the vis decoder of `net` draws at data.input_size."""
+    """(C, h, w) of the vis decoder's input at data.input_size."""
     kwargs = config.net[-1].kwargs
     h, w = (side // kwargs.instrides[0] for side in config.data.input_size)
     return kwargs.inplanes[0], h, w
 
 
-def with_label(picture: np.ndarray, label: str) -> np.ndarray:
-    """The picture under a white bar with the label, up to 25 ASCII letters: HxWx3 -> (H + bar)xWx3 uint8."""
+def add_label(picture: np.ndarray, label: str) -> np.ndarray:
+    """The picture below a white bar with the label, at most 25 ASCII letters: H x W x 3 -> (H + bar) x W x 3 uint8."""
     width = picture.shape[1]
-    size = width / 500  # of a letter, in OpenCV's unit
+    size = width / 500  # letter size in OpenCV's unit
     bar = np.full((width // 11, width, 3), 255, np.uint8)
     place, thickness = (width // 50, len(bar) * 7 // 10), round(size + 0.5)
     cv2.putText(bar, label, place, cv2.FONT_HERSHEY_SIMPLEX, size, (0, 0, 0), thickness, cv2.LINE_AA)

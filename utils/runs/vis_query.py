@@ -1,9 +1,8 @@
-"""Pictures of what UniAD's decoder layers learned to ask for: their queries, drawn by a vis decoder."""
+"""Pictures of the learned queries in UniAD's decoder layers, drawn by a vis decoder."""
 
 import logging
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,87 +18,77 @@ from utils.evaluation.naming import ANY_CLASS, matching_classes
 from utils.process.checkpoint import load_checkpoint
 from utils.process.distributed import Process
 from utils.report.drawing import save_picture
-from utils.runs.vis_decoder import feature_shape, load_decoder, to_picture, with_label
+from utils.runs.vis_decoder import add_label, feature_shape, load_decoder, to_picture
 
 QUERIES = re.compile(r"(.*)transformer\.decoder\.layers\.(\d+)\.learned_embed\.weight")
 
 log = logging.getLogger("uniad")
 
 
-@dataclass
-class LearnedQueries:
-    """What a UniAD checkpoint holds of its queries and of the way back from tokens to features."""
-
-    layers: Tensor  # N x hw x D, the queries of each decoder layer
-    weight: Tensor  # C x D, of output_proj
-    bias: Tensor  # C
-
-    def as_features(self, tokens: Tensor, h: int, w: int) -> Tensor:
-        """Nx hw x D -> NxCxhxw, as UniAD makes features of its decoder's output."""
-        return F.linear(tokens, self.weight, self.bias).transpose(1, 2).unflatten(2, (h, w))
-
-
 @torch.no_grad()
 def draw_queries(config: EasyDict, process: Process, class_name: str) -> None:
-    """Draw saver.save_dir/<class>/queries.jpg: a strip of every decoder layer's queries, then three baselines in their place.
+    """Draw saver.save_dir/<class>/queries.jpg: the queries of every decoder layer, then three baselines in their place.
 
-    The baselines are random numbers of N(0, 1), which is what the queries were before training, ones and zeros.
+    The baselines are random numbers of N(0, 1), like the queries before training, ones and zeros.
     """
-    queries = read_queries(config)
-    _, h, w = feature_shape(config)
+    layers, as_features = read_queries(config)
     *_, decoder = load_decoder(config, process).children()
-    like = queries.layers[0]  # hw x D
-    noise = torch.randn(like.shape, generator=torch.Generator().manual_seed(config.random_seed or 0))
-    tokens = torch.stack([*queries.layers, noise, torch.ones_like(like), torch.zeros_like(like)])  # (N + 3) x hw x D
-    labels = [*(f"layer {i + 1}" for i in range(len(queries.layers))), "random", "ones", "zeros"]
-    features = queries.as_features(tokens, h, w).to(process.device)
-    images = decoder({"feature_align": features})["image_rec"]  # (N + 3) x 3 x H x W
+    noise = torch.randn(layers[0].shape, generator=torch.Generator().manual_seed(config.random_seed or 0))
+    tokens = torch.stack([*layers, noise, torch.ones_like(noise), torch.zeros_like(noise)])  # (N + 3) x hw x D
+    labels = [*(f"layer {i + 1}" for i in range(len(layers))), "random", "ones", "zeros"]
+    images = decoder({"feature_align": as_features(tokens).to(process.device)})["image_rec"]  # (N + 3) x 3 x H x W
     pictures = [to_picture(image, config.data.pixel_mean, config.data.pixel_std) for image in images]
     if config.vis_query.with_text:
-        pictures = [with_label(picture, label) for picture, label in zip(pictures, labels, strict=True)]
+        pictures = list(map(add_label, pictures, labels))
     path = Path(config.saver.save_dir) / class_name / "queries.jpg"
     save_picture(path, np.hstack(pictures))
     log.info("from left to right %s: %s", ", ".join(labels), path)
 
 
-def read_queries(config: EasyDict) -> LearnedQueries:
-    """The queries of vis_query.model_path.
+def read_queries(config: EasyDict) -> tuple[list[Tensor], Callable[[Tensor], Tensor]]:
+    """The queries of each decoder layer in the checkpoint vis_query.model_path, hw x D, and UniAD's way from them to features.
 
-    Raises UserError where it is no UniAD checkpoint, or not one of the configured sizes and of features that `net` draws.
+    That takes N x hw x D and gives N x C x h x w in the backbone's units, which vis decoders draw. Raises UserError if the file
+    is no UniAD checkpoint, or if its sizes are not those of the configuration and of its vis decoder.
     """
     path = config.vis_query.model_path
     state_dict = load_checkpoint(path)["state_dict"]
     found = sorted((int(match[2]), match[1], name) for name in state_dict if (match := QUERIES.fullmatch(name)))
-    if not found:
-        raise UserError(f"{path}: not a checkpoint of UniAD, it has no transformer.decoder.layers.0.learned_embed.weight")
-    prefix = found[0][1]  # e.g. "module.reconstruction."
-    try:
-        weight, bias = (state_dict[f"{prefix}output_proj.{name}"].float() for name in ("weight", "bias"))
-    except KeyError as error:
-        raise UserError(f"{path}: not a checkpoint of UniAD, it has no {error.args[0]}") from None
+    prefix = found[0][1] if found else ""  # e.g. "module.reconstruction."
+    needed = [f"{prefix}output_proj.weight", f"{prefix}output_proj.bias"]
+    for name in needed if found else ["transformer.decoder.layers.0.learned_embed.weight"]:
+        if name not in state_dict:
+            raise UserError(f"{path}: not a checkpoint of UniAD, it has no {name}")
+    weight, bias = (state_dict[name].float() for name in needed)  # C x D, C
     layers = [state_dict[name].float() for _, _, name in found]
     channels, h, w = feature_shape(config)
     num_tokens, hidden_dim = layers[0].shape
-    for what, is_in, wanted in (
+    for what, actual, expected in (
         ("decoder layers (vis_query.num_decoder_layers)", len(layers), config.vis_query.num_decoder_layers),
         ("hidden dimensions (vis_query.hidden_dim)", hidden_dim, config.vis_query.hidden_dim),
         (f"queries a layer (one for each place of the {h}x{w} grid of data.input_size)", num_tokens, h * w),
         ("channels of a feature (net's outlayers)", weight.shape[0], channels),
     ):
-        if wanted is not None and is_in != wanted:
-            raise UserError(f"{path}: a checkpoint of another model, its number of {what} is {is_in}, not {wanted}")
-    return LearnedQueries(torch.stack(layers), *in_backbone_units(weight, bias, state_dict))
+        if expected is not None and actual != expected:
+            raise UserError(f"{path}: a checkpoint of another model, its number of {what} is {actual}, not {expected}")
+    standardise = read_standardise(state_dict, channels)
+
+    def as_features(tokens: Tensor) -> Tensor:
+        features = F.linear(tokens, weight, bias).transpose(1, 2).unflatten(2, (h, w))
+        return standardise.undo(features) if standardise else features
+
+    return layers, as_features
 
 
-def in_backbone_units(weight: Tensor, bias: Tensor, state_dict: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """The projection CxD, C to features as vis decoders know them: without the neck's standardising."""
+def read_standardise(state_dict: dict[str, Tensor], channels: int) -> Standardise | None:
+    """The neck's statistics, with which UniAD's features are standardised; None if they are not."""
     means = [name for name in state_dict if name.endswith(".standardise.mean")]
     if not means:
-        return weight, bias
-    prefix = means[0].removesuffix("mean")  # the neck's stands before a discriminator's
-    standardise = Standardise(len(bias))
+        return None
+    prefix = means[0].removesuffix("mean")  # the neck comes before a discriminator, which may have its own
+    standardise = Standardise(channels)
     standardise.load_state_dict({name: state_dict[f"{prefix}{name}"] for name in standardise.state_dict()})
-    return weight * standardise.deviation[:, None], bias * standardise.deviation + standardise.mean
+    return standardise
 
 
 def query_classes(path: str | Path, overrides: Sequence[str] = ()) -> list[str]:

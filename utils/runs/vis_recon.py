@@ -1,7 +1,6 @@
-"""Pictures of what UniAD makes of an image: the features it reconstructed, drawn by a vis decoder."""
+"""Pictures of the features that UniAD reconstructed for an image, drawn by a vis decoder."""
 
 import logging
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePath
 
@@ -13,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from datasets.images import ImageReader
-from datasets.lists import IMAGE_EXTENSIONS
+from datasets.lists import walk_images
 from datasets.transforms import Transform
 from models.reconstructions.uniad import anomaly_map
 from utils.config import load_config
@@ -21,45 +20,39 @@ from utils.errors import UserError
 from utils.evaluation.naming import ANY_CLASS, find_images
 from utils.process.distributed import Process, to_device
 from utils.report.drawing import heat_map, normalise, save_picture
-from utils.runs.vis_decoder import feature_shape, load_decoder, to_picture, with_label
+from utils.runs.vis_decoder import add_label, feature_shape, load_decoder, to_picture
 
-BATCH_SIZE = 8  # images drawn at once; eval mode, so it changes no picture
+BATCH_SIZE = 8  # images drawn at once; in eval mode it changes no picture
 
 log = logging.getLogger("uniad")
 
 
 class SavedFeatures(Dataset):
-    """Features that evaluation saved for a class, each with its image, as they go into the network.
+    """The features that evaluation saved for a class, each with its image.
 
-    A sample is a dict: name "<class>/<kind>/<name>", image 3xHxW and feature_rec Cxhxw, float32.
-
-    Args:
-        config: its `data` section and the shape of features that its `net` draws.
-        class_name: the class.
-
-    Raises UserError where there are no features or none has an image, and when read for a file of something else.
+    A sample is a dict: name "<class>/<kind>/<name>", image 3 x H x W and feature_rec C x h x w, float32. Raises UserError if
+    there are no features, if none has an image, and, when a file is read, if it holds something else.
     """
 
     def __init__(self, config: EasyDict, class_name: str) -> None:
         cfg = config.data
-        self.folder = feature_folder(cfg)
-        self.shape = feature_shape(config)
-        found = find_features(self.folder, class_name)
+        names = find_features(cfg, class_name)
+        self.folder, self.shape = Path(cfg.feature_dir), feature_shape(config)
         if not cfg.dataset_dir or not Path(cfg.dataset_dir).is_dir():
             raise UserError(f"data.dataset_dir {cfg.dataset_dir} is not a folder; set it to where the images are")
         self.reader = ImageReader(cfg.dataset_dir)
         self.transform = Transform(cfg.input_size, cfg.pixel_mean, cfg.pixel_std)
-        images = find_images(found, image_files(cfg.dataset_dir), class_name)
-        alone = [name for name, image in zip(found, images, strict=True) if image is None]
-        if len(alone) == len(found):
+        pairs = list(zip(names, find_images(names, sorted(walk_images(Path(cfg.dataset_dir))), class_name), strict=True))
+        self.items = [(name, image) for name, image in pairs if image is not None]
+        lost = [name for name, image in pairs if image is None]
+        if not self.items:
             raise UserError(
                 f"{cfg.dataset_dir} (data.dataset_dir) has no image, or several, for any of the features in "
-                f"{self.folder / class_name}; the first is {found[0]}.npy"
+                f"{self.folder / class_name}; the first is {names[0]}.npy"
             )
-        if alone:
-            what = f"{len(alone)} of {len(found)} features are left out, the first is {alone[0]}.npy"
+        if lost:
+            what = f"{len(lost)} of {len(names)} features are left out, the first is {lost[0]}.npy"
             log.warning("%s: %s (data.dataset_dir) has no image of that name, or several", what, cfg.dataset_dir)
-        self.items = [(name, image) for name, image in zip(found, images, strict=True) if image is not None]
 
     def __len__(self) -> int:
         return len(self.items)
@@ -75,9 +68,9 @@ class SavedFeatures(Dataset):
 def draw_reconstructions(config: EasyDict, process: Process, class_name: str) -> None:
     """Draw saver.save_dir/<class>/<kind>/<name>.jpg for all saved features of the class.
 
-    The image above what the decoder draws of its reconstruction; on the right the anomaly map, above what the decoder draws of
-    the features that went into UniAD: what differs between the two drawings UniAD changed, what both lack the decoder cannot
-    draw. The map's scale is common to the class.
+    On the left the image, and below it the decoded reconstruction. On the right the anomaly map, on one scale for the class,
+    and below it the decoded input features of UniAD. UniAD made the differences between the two decoded pictures; what both
+    lack, the decoder cannot draw.
     """
     data = SavedFeatures(config, class_name)
     network = load_decoder(config, process)
@@ -92,9 +85,9 @@ def draw_reconstructions(config: EasyDict, process: Process, class_name: str) ->
             image, reconstruction, original = (
                 to_picture(images[i], config.data.pixel_mean, config.data.pixel_std) for images in (batch["image"], *drawings)
             )
-            left = [with_label(image, "image"), with_label(reconstruction, "decoded reconstruction")]
+            left = [add_label(image, "image"), add_label(reconstruction, "decoded reconstruction")]
             heat = heat_map(image, normalise(maps[i], low, high))
-            right = [with_label(heat, "anomaly map"), with_label(original, "decoded input features")]
+            right = [add_label(heat, "anomaly map"), add_label(original, "decoded input features")]
             save_picture(Path(config.saver.save_dir) / f"{name}.jpg", np.hstack([np.vstack(left), np.vstack(right)]))
     log.info("pictures of %d images in %s", len(data), Path(config.saver.save_dir) / class_name)
 
@@ -113,61 +106,35 @@ def compare(
 
 
 def recon_classes(path: str | Path, overrides: Sequence[str] = ()) -> list[str]:
-    """The classes that data.feature_dir holds features of."""
-    folder = feature_folder(load_config(path, overrides, ("data",), class_name=ANY_CLASS).data)
-    if not (classes := saved_classes(folder)):
-        raise UserError(f"there are no features in {folder}: {how_to_save(folder)}")
-    return classes
+    """The classes with features in data.feature_dir."""
+    config = load_config(path, overrides, ("data",), class_name=ANY_CLASS)
+    return sorted({name.parts[0] for name in find_features(config.data)})
 
 
-def find_features(folder: Path, class_name: str) -> list[PurePath]:
-    """Sorted "<class>/<kind>/<name>" of the class's features, saved as .npy at any depth."""
-    found = sorted(path.relative_to(folder).with_suffix("") for path in (folder / class_name).rglob("*.npy"))
-    if not found:
-        others = ", ".join(saved_classes(folder))
-        instead = f"there are those of {others}" if others else how_to_save(folder)
-        raise UserError(f"there are no features of the class '{class_name}' in {folder}: {instead}")
-    return found
-
-
-def feature_folder(cfg: EasyDict) -> Path:
+def find_features(cfg: EasyDict, class_name: str | None = None) -> list[PurePath]:
+    """Sorted "<class>/<kind>/<name>" of the .npy files below cfg.feature_dir, of one class or of all."""
     if not cfg.feature_dir:
         raise UserError("data.feature_dir is missing: the folder of the reconstructed features that evaluation saved")
-    return Path(cfg.feature_dir)
-
-
-def saved_classes(folder: Path) -> list[str]:
-    folders = [entry for entry in folder.iterdir() if entry.is_dir()] if folder.is_dir() else []
-    return sorted(entry.name for entry in folders if any(entry.rglob("*.npy")))
-
-
-def how_to_save(folder: Path) -> str:
-    return f"save them with tools/train_val.py -e net.reconstruction.kwargs.save_recon.save_dir={folder}"
+    folder = Path(cfg.feature_dir)
+    names = sorted(path.relative_to(folder).with_suffix("") for path in folder.glob("*/**/*.npy"))
+    chosen = [name for name in names if class_name in (None, name.parts[0])]
+    if not chosen:
+        what = f"features of the class '{class_name}'" if class_name else "features"
+        others = ", ".join(sorted({name.parts[0] for name in names}))
+        how = f"save them with tools/train_val.py -e net.reconstruction.kwargs.save_recon.save_dir={folder}"
+        raise UserError(f"there are no {what} in {folder}: {f'there are those of {others}' if others else how}")
+    return chosen
 
 
 def read_features(path: Path, shape: tuple[int, int, int]) -> np.ndarray:
-    """Cxhxw float32. Raises UserError naming the file where it holds something else."""
+    """C x h x w float32. Raises UserError naming the file if it holds something else."""
     try:
         with open(path, "rb") as file:
             features = np.lib.format.read_array(file, allow_pickle=False)
     except Exception:  # a damaged file can make the reader raise nearly anything
-        raise UserError(f"{path}: damaged or not a file of features, save it anew") from None
+        raise UserError(f"{path}: damaged or not a file of features, save it again") from None
     if features.shape != shape:
         raise UserError(f"{path}: features of shape {features.shape}, but the vis decoder draws {shape} (C, h, w)")
     if features.dtype.kind != "f" or not np.isfinite(features).all():
         raise UserError(f"{path}: holds values that are not finite numbers")
     return features.astype(np.float32)
-
-
-def image_files(folder: str | Path) -> list[str]:
-    """Sorted names of all images below the folder, relative to it; links are followed, hidden files are no images."""
-    names, visited = [], set()
-    for parent, folders, files in os.walk(folder, followlinks=True):
-        if os.path.realpath(parent) in visited:
-            folders.clear()  # a link that leads back up
-            continue
-        visited.add(os.path.realpath(parent))
-        folders.sort()
-        images = [name for name in files if Path(name).suffix.lower() in IMAGE_EXTENSIONS and not name.startswith(".")]
-        names += [os.path.relpath(os.path.join(parent, name), folder) for name in images]
-    return sorted(names)

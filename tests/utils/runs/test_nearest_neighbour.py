@@ -33,8 +33,7 @@ def normal() -> Tensor:
 
 def fit_to(features: Tensor, tokens: int = 10**6, seed: int = 0, batch: int = 4) -> NearestNeighbour:
     batches = zip(torch.arange(len(features)).split(batch), features.split(batch), strict=True)
-    chosen = choose_places(len(features), PLACES, tokens, seed)
-    return fit(((indices.tolist(), part) for indices, part in batches), chosen, STRIDE)
+    return fit(batches, choose_places(len(features), PLACES, tokens, seed), STRIDE)
 
 
 def averaged(features: Tensor) -> np.ndarray:
@@ -115,9 +114,10 @@ def test_a_seed_chooses_the_same_tokens_again_and_another_seed_others(normal: Te
 
 def test_no_token_is_chosen_twice_and_all_images_have_some():
     chosen = choose_places(images=50, places=12, count=400, seed=3)
-    assert sum(len(set(places)) for places in chosen.values()) == 400
-    assert sorted(chosen) == list(range(50))
-    assert {place for places in chosen.values() for place in places} == set(range(12))
+    assert chosen.shape == (50, 12)
+    assert chosen.sum() == 400
+    assert chosen.any(dim=0).all()
+    assert chosen.any(dim=1).all()
 
 
 def test_where_there_are_no_more_tokens_than_asked_for_all_are_stored(normal: Tensor):
@@ -129,8 +129,10 @@ def test_where_there_are_no_more_tokens_than_asked_for_all_are_stored(normal: Te
 
 
 def test_chosen_tokens_of_skipped_images_only_are_an_error(normal: Tensor):
+    chosen = torch.zeros(2, PLACES, dtype=torch.bool)
+    chosen[1, 0] = True
     with pytest.raises(UserError, match="no training image with a chosen token can be read"):
-        fit([([0], normal[:1])], {1: [0]}, STRIDE)
+        fit([(torch.tensor([0]), normal[:1])], chosen, STRIDE)
 
 
 # --- the tool ---

@@ -18,7 +18,7 @@ from utils.errors import UserError
 from utils.process.checkpoint import load_checkpoint
 from utils.process.distributed import Process
 from utils.runs.evaluate import evaluate_checkpoint
-from utils.runs.per_class import run_separately
+from utils.runs.per_class import run_per_class
 from utils.runs.train import train
 
 SEPARATE = ("dataset.separate=True", "saver.auto_resume=True")
@@ -48,7 +48,7 @@ def run() -> Iterator:
     def call(path: Path, *overrides: str, evaluate: bool = False, overwrite: bool = False) -> None:
         torch.set_num_threads(1)
         action = evaluate_checkpoint if evaluate else partial(train, overwrite=overwrite)
-        run_separately(path, [*SEPARATE, *overrides], Process(), "eval" if evaluate else "train", action)
+        run_per_class(path, [*SEPARATE, *overrides], Process(), "eval" if evaluate else "train", action)
 
     yield call
     log.level, log.propagate, log.handlers[:] = before

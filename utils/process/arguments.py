@@ -1,0 +1,28 @@
+"""Command-line arguments that several tools share. Nothing here imports torch."""
+
+import argparse
+
+
+def tool_parser(description: str) -> argparse.ArgumentParser:
+    """A parser that shows a tool's docstring as it is written."""
+    return argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
+def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+    """Parse with `parse_intermixed_args`: overrides may stand before and after options."""
+    parser.add_argument("--config", required=True, help="the experiment's YAML file")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="values that replace the file's, by dotted key")
+
+
+def positive_int(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return number
+
+
+def open_share(text: str) -> float:
+    number = float(text)
+    if not 0 < number < 1:
+        raise argparse.ArgumentTypeError("must be between 0 and 1")
+    return number
