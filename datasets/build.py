@@ -3,6 +3,7 @@
 import torch
 
 from datasets.base import ImageDataset
+from datasets.cached import FeatureDataset
 from datasets.cifar10 import CIFAR10Dataset
 from datasets.custom import CustomDataset
 from datasets.images import ImageReader
@@ -54,7 +55,7 @@ def build_dataloader(
         dataset,
         batch_size=cfg["batch_size"],
         sampler=sampler,
-        num_workers=cfg["workers"],
+        num_workers=0 if isinstance(dataset, FeatureDataset) else cfg["workers"],  # a row of memory needs no worker
         pin_memory=pin_memory,
         persistent_workers=False,  # workers started anew each epoch know the data set's epoch
         generator=torch.Generator().manual_seed(seed),  # starting a loader leaves the global random state alone

@@ -9,10 +9,11 @@ from torch import Tensor
 
 from datasets.base import ImageDataset
 from datasets.build import build_dataloader, build_dataset
+from datasets.cached import FeatureDataset
 from models.network import Network, build_network
 from utils.config import load_config, to_plain
 from utils.process.distributed import Process
-from utils.training.feature_cache import FeatureDataset, cached
+from utils.training.feature_cache import cached
 
 FILES = ["features.bin", "key.json", "masks.bin", "sizes.bin"]
 

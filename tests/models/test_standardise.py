@@ -15,7 +15,7 @@ from models.necks import MFCN, Standardise
 from tests.helpers import tiny
 from utils.config import load_config
 from utils.process.distributed import share_weights, start_process, stop_process
-from utils.training.trainer import distribute
+from utils.training.acceleration import distribute
 
 SIZES = (2, 3, 4, 1, 5, 2)  # of the batches of two processes, in turn
 

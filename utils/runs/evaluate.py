@@ -29,21 +29,23 @@ from utils.process.precision import choose_precision
 from utils.process.versions import versions
 from utils.report.gallery import headline_score, save_gallery
 from utils.report.pictures import save_pictures
-from utils.runs.start import describe, load, start_random
+from utils.runs.start import build_loader, describe_process, seed_run
 
 log = logging.getLogger("uniad")
 
 
 def evaluate_checkpoint(config: EasyDict, process: Process) -> None:
     """Evaluate `saver.load_path`: table, scores and intervals, and the pictures and features that are configured."""
-    start_random(config, process)
+    seed_run(config, process)
     on_main(lambda: check_writable(config.evaluator.save_dir), process)
     content = load_checkpoint(config.saver.load_path)
     network = build_network(config.net, with_pretrained=False).to(process.device)
     load_network_state(network, content["state_dict"], config.saver.load_path)
     test_set = build_dataset(config.dataset, "test")
-    loader = load(test_set, config, "test", process, seed=0)
-    log.info("%s, epoch %s; %d test images; %s", config.saver.load_path, content.get("epoch"), len(test_set), describe(process))
+    loader = build_loader(test_set, config, "test", process)
+    log.info(
+        "%s, epoch %s; %d test images; %s", config.saver.load_path, content.get("epoch"), len(test_set), describe_process(process)
+    )
     reconstruction = getattr(network, config.net[2].name)
     recon_dir = (getattr(reconstruction, "save_recon", None) or {}).get("save_dir")
     precision = choose_precision(config.trainer.precision)
@@ -56,9 +58,9 @@ def evaluate_checkpoint(config: EasyDict, process: Process) -> None:
 def write_evaluation(
     config: EasyDict, checkpoint: dict[str, Any], evaluation: Evaluation, results: dict[str, float], test_set: ImageDataset
 ) -> None:
-    """Say and write all of an evaluation: table, scores, intervals, the configured pictures, report. One process calls it."""
+    """Log the results and write every result file: table, scores, intervals, the configured pictures, report. On rank 0 only."""
     write_results(config.evaluator.save_dir, evaluation, results, config.evaluator.metrics)
-    print_results(results, evaluation.losses.mean(), config)
+    log_results(results, evaluation.losses.mean(), config)
     intervals = bootstrap(evaluation, config.evaluator.metrics, results)
     write_intervals(config.evaluator.save_dir, intervals)
     log.info("%s", format_intervals(intervals))
@@ -71,7 +73,7 @@ def write_evaluation(
 
 def write_report_of(config: EasyDict, checkpoint: dict[str, Any], evaluation: Evaluation, test_set: ImageDataset) -> Path:
     """Complete the result folder with the gallery and run.json, and write report.html from it."""
-    from utils.report.page import write_report  # here: training has no need of a plotting library, which takes a second to import
+    from utils.report.page import write_report  # imported here: it takes a second, which training need not pay
 
     folder, metrics = Path(config.evaluator.save_dir), config.evaluator.metrics
     score = headline_score(metrics, config.evaluator.key_metric)
@@ -88,7 +90,7 @@ def write_report_of(config: EasyDict, checkpoint: dict[str, Any], evaluation: Ev
     return write_report(folder)
 
 
-def print_results(results: dict[str, float], loss: float, config: EasyDict) -> None:
+def log_results(results: dict[str, float], loss: float, config: EasyDict) -> None:
     log.info("test loss %.4f\n%s", loss, format_table(results, config.evaluator.metrics))
     if missing := missing_metrics(results):
         log.warning("no number for %s: images of one label only, or no masks", ", ".join(missing))

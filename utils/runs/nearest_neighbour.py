@@ -27,7 +27,7 @@ from utils.process.distributed import Process, to_device
 from utils.process.memory import peak_megabytes
 from utils.process.skipped import report_skipped
 from utils.runs.evaluate import write_evaluation
-from utils.runs.start import describe, load, start_random
+from utils.runs.start import build_loader, describe_process, seed_run
 from utils.training.feature_cache import cached
 
 MAX_DISTANCES = 2**22  # in memory at a time, 16 MiB
@@ -122,7 +122,7 @@ def evaluate_nearest_neighbour(config: EasyDict, process: Process, tokens: int) 
     if process.world_size > 1:
         raise UserError("the nearest neighbour is one process's work: start it without torchrun or srun")
     check_writable(config.evaluator.save_dir)
-    seed = start_random(config, process)
+    seed = seed_run(config, process)
     config = replace_reconstruction(config, tokens)
     plain = to_plain(config)
     backbone, neck, last = plain["net"]
@@ -133,14 +133,14 @@ def evaluate_nearest_neighbour(config: EasyDict, process: Process, tokens: int) 
 
     times = [time.perf_counter()]
     features = {split: cached(data, network, plain, process, split) for split, data in images.items()}
-    train_loader, test_loader = (load(data, config, "test", process, seed=0) for data in features.values())  # both in order
+    train_loader, test_loader = (build_loader(data, config, "test", process) for data in features.values())  # both in order
     times.append(time.perf_counter())
     size, stride = config.dataset.input_size, neck["kwargs"]["outstrides"][0]
     chosen = choose_places(len(images["train"]), math.prod(side // stride for side in size), tokens, seed)
     neighbour = fit(read_features(network, train_loader, process), chosen, stride)
     network.add_module(last["name"], neighbour)
     counts = (len(neighbour.tokens), len(images["train"]), len(images["test"]))
-    log.info("nearest of %d tokens from %d training images; %d test images; %s", *counts, describe(process))
+    log.info("nearest of %d tokens from %d training images; %d test images; %s", *counts, describe_process(process))
     times.append(time.perf_counter())
     evaluation = evaluate(network, test_loader, Criterion(config.criterion), process)
     times.append(time.perf_counter())

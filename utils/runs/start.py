@@ -1,20 +1,18 @@
-"""What every run begins with: random numbers, loaders, and a line that says where it runs."""
+"""What every run begins with: random numbers, loaders, and a line that names the device."""
 
 import os
-from typing import Any
 
 from easydict import EasyDict
-from torch.utils.data import DataLoader
 
 from datasets.build import build_dataloader
+from datasets.loading import ImageLoader, SampleReader
 from utils.config import to_plain
 from utils.process.distributed import Process, broadcast
 from utils.process.seeding import make_reproducible, seed_everything
-from utils.training.feature_cache import FeatureDataset
 
 
-def start_random(config: EasyDict, process: Process) -> int:
-    """Seed this process; returns the seed that all processes share, drawn where the configuration gives none."""
+def seed_run(config: EasyDict, process: Process) -> int:
+    """Seed this process; returns the seed that all processes share, a random one where the configuration gives none."""
     if config.reproduce:
         make_reproducible()
     if config.random_seed is None:
@@ -23,14 +21,12 @@ def start_random(config: EasyDict, process: Process) -> int:
     return config.random_seed
 
 
-def load(data: Any, config: EasyDict, split: str, process: Process, seed: int) -> DataLoader:
+def build_loader(data: SampleReader, config: EasyDict, split: str, process: Process, seed: int = 0) -> ImageLoader:
+    """This process's loader of a split."""
     pin_memory = process.device.type == "cuda"
-    cfg = to_plain(config.dataset)
-    if isinstance(data, FeatureDataset):  # a row of memory is read sooner than a worker is asked for it
-        cfg[split]["workers"] = 0
-    return build_dataloader(data, cfg, split, process.rank, process.world_size, seed, pin_memory)
+    return build_dataloader(data, to_plain(config.dataset), split, process.rank, process.world_size, seed, pin_memory)
 
 
-def describe(process: Process) -> str:
+def describe_process(process: Process) -> str:
     processes, each = ("1 process", "") if process.world_size == 1 else (f"{process.world_size} processes", " each")
     return f"{processes} on CPU, no GPU is visible" if process.device.type == "cpu" else f"{processes} on a GPU{each}"

@@ -1,4 +1,4 @@
-"""A whole run from a configuration: train, or evaluate a checkpoint."""
+"""Train from a configuration."""
 
 import logging
 import math
@@ -17,72 +17,67 @@ from utils.files import check_writable
 from utils.process.checkpoint import find_start, load_checkpoint, load_network_state, remove_checkpoints
 from utils.process.distributed import Process, barrier, on_main, share_weights
 from utils.process.log import remove_events
-from utils.process.precision import choose_precision
-from utils.runs.evaluate import print_results
-from utils.runs.start import describe, load, start_random
+from utils.runs.evaluate import log_results
+from utils.runs.start import build_loader, describe_process, seed_run
 from utils.training.feature_cache import cached
 from utils.training.optimizer import build_optimizer, build_scheduler
-from utils.training.trainer import Trainer, fit
+from utils.training.resume import resume
+from utils.training.trainer import Trainer
 
 log = logging.getLogger("uniad")
 
 
 def train(config: EasyDict, process: Process, overwrite: bool = False) -> None:
-    """Train as configured, from a checkpoint or anew; every process must call it."""
+    """Train as configured, from a checkpoint or from the start. Every process must call it."""
     start = on_main(lambda: find_start(config.saver, overwrite), process)
     for folder in (config.saver.save_dir, config.evaluator.save_dir):
         on_main(lambda folder=folder: check_writable(folder), process)
-    seed = start_random(config, process)
+    seed = seed_run(config, process)
     train_set, test_set = (build_dataset(config.dataset, split, seed) for split in ("train", "test"))
     key, val_freq = config.evaluator.key_metric, config.trainer.val_freq_epoch
     check_key_metric(key, test_set.clsnames)
-    log.info("%d training images, %d test images; %s", len(train_set), len(test_set), describe(process))
-    steps = len(load(train_set, config, "train", process, seed))
-    trainer = build_trainer(config, process, start, steps)
-    if is_trained(trainer, config):
+    log.info("%d training images, %d test images; %s", len(train_set), len(test_set), describe_process(process))
+    steps = len(build_loader(train_set, config, "train", process))
+    trainer = build_trainer(config, process, start, steps, best_by=key)
+    if is_trained(trainer):
         return
-    plain = to_plain(config)
-    train_set, test_set = (
-        cached(data, trainer.network, plain, process, split) for data, split in ((train_set, "train"), (test_set, "test"))
-    )
+    train_set = cached(train_set, trainer.network, trainer.config, process, "train")
+    test_set = cached(test_set, trainer.network, trainer.config, process, "test")
     if overwrite:
         clear_run(config, process)
-    train_loader, test_loader = (
-        load(data, config, split, process, seed) for data, split in ((train_set, "train"), (test_set, "test"))
-    )
-    precision = choose_precision(config.trainer.precision)
+    test_loader = build_loader(test_set, config, "test", process)
 
     def validate() -> dict[str, float]:
-        evaluation = evaluate(trainer.network, test_loader, trainer.criterion, process, precision=precision)
+        evaluation = evaluate(trainer.network, test_loader, trainer.criterion, process, precision=trainer.precision)
         results = compute_metrics(evaluation, config.evaluator.metrics, process)
         if not process.is_main:
             return {}
-        print_results(results, evaluation.losses.mean(), config)
+        log_results(results, evaluation.losses.mean(), config)
         write_results(config.evaluator.save_dir, evaluation, results, config.evaluator.metrics)
         if math.isnan(results.get(key, math.nan)):  # its class may have had no image that could be read
             log.warning("evaluator.key_metric %s has no number, so no checkpoint is the best", key)
         return results
 
-    fit(trainer, train_loader, validate, key, plain, val_freq, save_freq=val_freq)
+    trainer.train(build_loader(train_set, config, "train", process, seed), validate, val_freq, save_freq=val_freq)
     if process.is_main:
         log.info("ckpt.pth.tar is the result")
         if math.isfinite(trainer.best_metric):
             log.info("ckpt_best.pth.tar is the best on the test set, %s %.4f", key, trainer.best_metric)
 
 
-def build_trainer(config: EasyDict, process: Process, start: Path | None, steps: int, best_metric: float = -math.inf) -> Trainer:
-    """What is trained, as the checkpoint `start` left it, with the weights of saver.init_from, or new.
+def build_trainer(config: EasyDict, process: Process, start: Path | None, steps: int, best_by: str = "loss") -> Trainer:
+    """A trainer as the checkpoint `start` left it, or a new one, with the weights of saver.init_from where that is set.
 
-    steps: of an epoch. best_metric: what a new run has, the worst value there is.
+    steps: of an epoch. best_by: see Trainer.
     """
     init_from = None if start else config.saver.init_from
     network = build_network(config.net, with_pretrained=not (start or init_from)).to(process.device)
     optimizer = build_optimizer(network, config.trainer.optimizer, {subnet.name: subnet.lr_scale for subnet in config.net})
     scheduler = build_scheduler(optimizer, config.trainer.lr_scheduler, config.trainer.max_epoch * steps)
-    trainer = Trainer(network, Criterion(config.criterion), optimizer, scheduler, process, best_metric=best_metric)
+    trainer = Trainer(network, Criterion(config.criterion), optimizer, scheduler, to_plain(config), process, best_by)
     if start:
-        trainer.restore(start, to_plain(config))
-        images = f" and {trainer.images} images of the next" if trainer.images else ""
+        resume(trainer, start)
+        images = f" and {trainer.images_seen} images of the next" if trainer.images_seen else ""
         log.info("resumed from %s after epoch %d of %d%s", start, trainer.epoch, config.trainer.max_epoch, images)
     elif init_from:
         load_network_state(network, load_checkpoint(init_from)["state_dict"], init_from)
@@ -91,11 +86,11 @@ def build_trainer(config: EasyDict, process: Process, start: Path | None, steps:
     return trainer
 
 
-def is_trained(trainer: Trainer, config: EasyDict) -> bool:
-    """Whether the configured epochs are done already; a line says what one can do then."""
-    if trainer.epoch < config.trainer.max_epoch:
+def is_trained(trainer: Trainer) -> bool:
+    """Whether the configured epochs are done already; a log line says what one can do then."""
+    if trainer.epoch < trainer.config["trainer"]["max_epoch"]:
         return False
-    longer = "" if trainer.by_step else "train longer with trainer.max_epoch, "  # a schedule over the whole run is at its end
+    longer = "" if trainer.schedules_steps else "train longer with trainer.max_epoch, "  # OneCycleLR is at its end
     log.info("nothing left to train: use it as it is, %sor start anew with --overwrite", longer)
     return True
 

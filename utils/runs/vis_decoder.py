@@ -1,7 +1,6 @@
 """The vis decoder of one class: train it, and draw images from features with it (also for vis_query.py and vis_recon.py)."""
 
 import logging
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -22,9 +21,8 @@ from utils.files import check_writable
 from utils.process.checkpoint import find_start, load_checkpoint, load_network_state
 from utils.process.distributed import Process, on_main
 from utils.report.drawing import save_picture
-from utils.runs.start import describe, load, start_random
+from utils.runs.start import build_loader, describe_process, seed_run
 from utils.runs.train import build_trainer, clear_run, is_trained
-from utils.training.trainer import fit
 
 NUM_CHECKS = 8  # images on a check sheet
 
@@ -36,13 +34,13 @@ def train_decoder(config: EasyDict, process: Process, overwrite: bool = False) -
     check_net(config)
     start = on_main(lambda: find_start(config.saver, overwrite), process)
     on_main(lambda: check_writable(config.saver.save_dir), process)
-    seed = start_random(config, process)
+    seed = seed_run(config, process)
     train_set = build_dataset(config.dataset, "train", seed)
-    train_loader = load(train_set, config, "train", process, seed)
+    train_loader = build_loader(train_set, config, "train", process, seed)
     checks = check_set(config)
-    log.info("%s: %d training images; %s", config.dataset.class_name, len(train_set), describe(process))
-    trainer = build_trainer(config, process, start, len(train_loader), best_metric=math.inf)
-    if is_trained(trainer, config):
+    log.info("%s: %d training images; %s", config.dataset.class_name, len(train_set), describe_process(process))
+    trainer = build_trainer(config, process, start, len(train_loader))
+    if is_trained(trainer):
         return
     if overwrite:
         clear_run(config, process)
@@ -55,7 +53,7 @@ def train_decoder(config: EasyDict, process: Process, overwrite: bool = False) -
         return {}
 
     vis_freq = config.visualization.vis_freq_epoch if config.visualization else config.trainer.max_epoch
-    fit(trainer, train_loader, draw_sheet, "loss", to_plain(config), val_freq=vis_freq, save_freq=1)
+    trainer.train(train_loader, draw_sheet, val_freq=vis_freq)
     log.info("%s is the result", Path(config.saver.save_dir) / "ckpt.pth.tar")
 
 

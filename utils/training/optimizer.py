@@ -1,5 +1,6 @@
-"""What moves the weights: which of them train, the optimiser, and its learning rate's schedule."""
+"""The parameters that train, their optimiser, and the schedule of its learning rate."""
 
+import warnings
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
@@ -18,7 +19,7 @@ def trained_parameters(network: nn.Module) -> list[nn.Parameter]:
 def build_optimizer(
     network: nn.Module, cfg: dict[str, Any], lr_scales: Mapping[str, float] = MappingProxyType({})
 ) -> torch.optim.Optimizer:
-    """lr_scales: by subnet, what its learning rate is multiplied by, where that is not 1."""
+    """lr_scales: the factor of each subnet's learning rate, by the subnet's name; 1 where it is not given."""
     if not (parameters := trained_parameters(network)):
         raise UserError("every subnet is frozen, there is nothing to train: see frozen_layers and net[].frozen")
     fused = {"fused": True} if parameters[0].device.type in ("cpu", "cuda") else {}  # one pass over all weights
@@ -35,14 +36,14 @@ def build_optimizer(
 
 
 def lr_scales_of(optimizer_state: dict[str, Any]) -> list[float]:
-    """Of each group of parameters; checkpoints from before there was this key have none, and mean 1."""
+    """The factor of each parameter group; early checkpoints have none, which means 1."""
     return [group.get("lr_scale", 1.0) for group in optimizer_state["param_groups"]]
 
 
 def build_scheduler(
     optimizer: torch.optim.Optimizer, cfg: dict[str, Any], steps: int = 0
 ) -> torch.optim.lr_scheduler.LRScheduler:
-    """steps: of the whole run, which OneCycleLR is spread over."""
+    """steps: the length of the whole run, over which OneCycleLR is spread."""
     kwargs = dict(cfg["kwargs"])
     if cfg["type"] == "OneCycleLR":
         kwargs["max_lr"] = [kwargs["max_lr"] * group.get("lr_scale", 1.0) for group in optimizer.param_groups]
@@ -51,3 +52,12 @@ def build_scheduler(
             kwargs["pct_start"] = share * (1 - 1e-9)
         kwargs["total_steps"] = steps
     return getattr(torch.optim.lr_scheduler, cfg["type"])(optimizer, **kwargs)
+
+
+def step_scheduler(scheduler: torch.optim.lr_scheduler.LRScheduler) -> None:
+    """One step of the schedule; OneCycleLR has none after the run's last step."""
+    if isinstance(scheduler, torch.optim.lr_scheduler.OneCycleLR) and scheduler.last_epoch >= scheduler.total_steps - 1:
+        return
+    with warnings.catch_warnings():  # torch warns where the optimiser has made no step; a resumed run made it before
+        warnings.simplefilter("ignore", UserWarning)
+        scheduler.step()

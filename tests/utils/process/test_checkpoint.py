@@ -20,7 +20,7 @@ from easydict import EasyDict
 from models import build_network
 from models.losses import Criterion
 from tests.helpers import tiny
-from utils.config import load_config
+from utils.config import load_config, to_plain
 from utils.errors import UserError
 from utils.process.checkpoint import (
     LAST,
@@ -31,8 +31,8 @@ from utils.process.checkpoint import (
     newest_whole,
     save_checkpoint,
 )
-from utils.process.distributed import Process
 from utils.training.optimizer import build_optimizer, build_scheduler
+from utils.training.resume import resume
 from utils.training.trainer import Trainer
 
 MVTEC_KEYS = json.loads((tiny.ROOT / "tests/golden/mvtec_checkpoint_keys.json").read_text())
@@ -128,10 +128,10 @@ def test_a_published_checkpoint_resumes_with_weights_epoch_and_learning_rate(tra
         network = build_network(config.net)
         optimizer = build_optimizer(network, config.trainer.optimizer)
         scheduler = build_scheduler(optimizer, config.trainer.lr_scheduler)
-        trainer = Trainer(network, Criterion(config.criterion), optimizer, scheduler, Process())
+        trainer = Trainer(network, Criterion(config.criterion), optimizer, scheduler, to_plain(config))
         caplog.clear()
         with caplog.at_level("INFO", "uniad"):
-            trainer.restore(tmp_path / "published.pth.tar", config)
+            resume(trainer, tmp_path / "published.pth.tar")
         (line,) = caplog.messages
         assert "optimiser state is left out" in line
         assert (trainer.epoch, trainer.best_metric) == (epoch, 0.5)

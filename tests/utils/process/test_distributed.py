@@ -19,9 +19,9 @@ from utils.config import load_config, to_plain
 from utils.evaluation.evaluate import Evaluation, compute_metrics, pack_masks
 from utils.process.checkpoint import load_checkpoint, network_state, save_checkpoint
 from utils.process.distributed import start_process, stop_process
-from utils.runs.start import load, start_random
+from utils.runs.start import build_loader, seed_run
 from utils.training.optimizer import build_optimizer, build_scheduler
-from utils.training.trainer import Trainer, fit
+from utils.training.trainer import Trainer
 
 # Without noise of its own per process, and without AdamW's division, which makes much of rounding.
 EXACT = (
@@ -40,13 +40,13 @@ def main() -> None:
     args = parser.parse_args()
     config = load_config(args.config, args.overrides)
     process = start_process()
-    seed = start_random(config, process)
+    seed = seed_run(config, process)
     network = build_network(config.net, with_pretrained=False).to(process.device)
-    loader = load(build_dataset(config.dataset, "train", seed), config, "train", process, seed)
+    loader = build_loader(build_dataset(config.dataset, "train", seed), config, "train", process, seed)
     optimizer = build_optimizer(network, config.trainer.optimizer)
     scheduler = build_scheduler(optimizer, config.trainer.lr_scheduler)
-    trainer = Trainer(network, Criterion(config.criterion), optimizer, scheduler, process)
-    fit(trainer, loader, dict, "loss", to_plain(config), val_freq=1, save_freq=1)
+    trainer = Trainer(network, Criterion(config.criterion), optimizer, scheduler, to_plain(config), process)
+    trainer.train(loader)
     save_checkpoint(f"{config.saver.save_dir}/rank{process.rank}.pt", network_state(network))
     stop_process()
 

@@ -12,13 +12,14 @@ import pytest
 import torch
 
 from datasets.build import build_dataloader
+from datasets.cached import FeatureDataset
 from datasets.cifar10 import CIFAR10Dataset
 from models.losses import Criterion
 from tests.helpers import tiny
 from tests.helpers.feature_runs import FILES, Run, touch
 from utils.errors import UserError
 from utils.process.distributed import Process
-from utils.training.feature_cache import FeatureDataset, cached
+from utils.training.feature_cache import cached
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -16,11 +16,11 @@ from typing import Any
 import pytest
 import torch
 
+from datasets.cached import FeatureDataset
 from tests.helpers import tiny
 from tests.helpers.feature_runs import FILES, Run, touch
 from utils.errors import UserError
 from utils.process.distributed import start_process, stop_process
-from utils.training.feature_cache import FeatureDataset
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -24,9 +24,9 @@ from utils.process.checkpoint import BEST, LAST, PREVIOUS, load_checkpoint, save
 from utils.process.cli import EXIT_INTERRUPTED
 from utils.process.distributed import Process
 from utils.process.seeding import seed_everything
-from utils.runs.start import load, start_random
+from utils.runs.start import build_loader, seed_run
 from utils.training.optimizer import build_optimizer, build_scheduler
-from utils.training.trainer import Trainer, fit
+from utils.training.trainer import Trainer
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def whole(tmp_path_factory) -> dict[str, Any]:
 
 def test_a_killed_run_goes_on_from_the_last_step_saved_and_ends_the_same(path: Path, whole: dict, said) -> None:
     with start(path, *RUN, "saver.save_freq_step=4") as run:
-        run.wait_for("epoch 3/4  step 5/10")  # saved at steps 4, 8, ... of all: the last time behind step 4 of this epoch
+        run.wait_for("epoch 3/4  step 5/10")  # saved at steps 4, 8, ... of all: the last time after step 4 of this epoch
         run.ranks[0].kill()
         assert run.codes() == [-signal.SIGKILL]
     content = result(path)
@@ -75,7 +75,7 @@ def test_sigterm_to_the_whole_group_saves_after_the_step_and_asks_to_be_started_
     epoch, images = content["epoch"], content["running_epoch"]["images"]
     assert epoch * STEPS + images >= 13
     assert last == (
-        f"SIGTERM: stopped at epoch {epoch + 1} behind step {images} of 10, saved in {path.parent}/checkpoints/{LAST}; "
+        f"SIGTERM: stopped at epoch {epoch + 1} after step {images} of 10, saved in {path.parent}/checkpoints/{LAST}; "
         "run the same command again to go on (without --overwrite)"
     )
     tiny.train(path, *RUN, "dataset.workers=2")
@@ -180,13 +180,14 @@ def train_with(
 ) -> Trainer:
     """Train anew without test images, with a signal at step `at`; returns the trainer, also of a run that was interrupted."""
     config = load_config(path, [*RUN, *overrides])
-    seed = start_random(config, Process())
+    seed = seed_run(config, Process())
     network = build_network(config.net)
     optimizer = build_optimizer(network, config.trainer.optimizer)
     criterion = Signalling(config.criterion, at, number)
-    trainer = Trainer(network, criterion, optimizer, build_scheduler(optimizer, config.trainer.lr_scheduler), Process())
-    loader = load(build_dataset(config.dataset, "train", seed), config, "train", Process(), seed)
-    fit(trainer, loader, validate, "loss", to_plain(config), val_freq=1, save_freq=1)
+    scheduler = build_scheduler(optimizer, config.trainer.lr_scheduler)
+    trainer = Trainer(network, criterion, optimizer, scheduler, to_plain(config))
+    loader = build_loader(build_dataset(config.dataset, "train", seed), config, "train", Process(), seed)
+    trainer.train(loader, validate)
     return trainer
 
 
@@ -194,7 +195,7 @@ def train_with(
 def test_a_signal_lets_the_step_end_and_leaves_others_their_handlers(path: Path, number: int) -> None:
     mine = signal.signal(number, handler := lambda *_: None)
     try:
-        with pytest.raises(Interrupted, match=rf"{signal.Signals(number).name}: stopped at epoch 2 behind step 3 of 10"):
+        with pytest.raises(Interrupted, match=rf"{signal.Signals(number).name}: stopped at epoch 2 after step 3 of 10"):
             train_with(path, at=13, number=number)
         assert signal.getsignal(number) is handler
     finally:
@@ -212,7 +213,7 @@ def test_a_signal_during_validation_waits_for_its_end(path: Path) -> None:
         validated.append(0.5)
         return {"score": 0.5}
 
-    with pytest.raises(Interrupted, match="stopped at epoch 2 behind step 0"):
+    with pytest.raises(Interrupted, match="stopped at epoch 2 after step 0"):
         train_with(path, validate=validate)
     assert validated == [0.5]
     assert result(path)["history"][0]["score"] == 0.5
@@ -258,7 +259,7 @@ def test_with_other_batches_an_epoch_goes_on_at_the_whole_step_before(path: Path
         train_with(path, at=13)
     before = result(path)["running_epoch"]
     tiny.train(path, *RUN, "dataset.batch_size=2", "trainer.max_epoch=2")
-    assert "batches are not as before: behind 3 images, go on at step 2 of 5" in said()
+    assert "the batch size differs: after 3 images, go on at step 2 of 5" in said()
     assert re.findall(r"epoch 2/2  step (\d)/5  loss", said()) == ["2", "3", "4", "5"]
     losses = [loss for step, loss in curve(path, "loss_train") if step > 6]
     expected = (before["loss_sums"][0] / 3 + sum(losses)) / 5

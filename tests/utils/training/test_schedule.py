@@ -12,12 +12,11 @@ from torch import nn
 from tests.helpers import tiny
 from tests.helpers.comparing import assert_same
 from tests.helpers.started_runs import EPOCHS, RUN, STEPS, curve, result, start
-from utils.config import load_config
+from utils.config import load_config, to_plain
 from utils.errors import UserError
 from utils.process.checkpoint import load_checkpoint, save_checkpoint
 from utils.process.cli import EXIT_INTERRUPTED
-from utils.process.distributed import Process
-from utils.training.optimizer import build_optimizer, build_scheduler
+from utils.training.optimizer import build_optimizer, build_scheduler, step_scheduler
 from utils.training.trainer import Trainer
 
 ONE_CYCLE = "trainer.lr_scheduler={type: OneCycleLR, kwargs: {max_lr: 0.01, pct_start: 0.3}}"
@@ -49,14 +48,14 @@ def test_each_step_has_the_rate_of_torch_s_own(path: Path, epochs: int, steps: i
     network = nn.Linear(1, 1)
     optimizer = build_optimizer(network, config.trainer.optimizer)
     scheduler = build_scheduler(optimizer, config.trainer.lr_scheduler, epochs * steps)
-    trainer = Trainer(network, nn.Identity(), optimizer, scheduler, Process())
+    trainer = Trainer(network, nn.Identity(), optimizer, scheduler, to_plain(config))
     rates = []
     for _ in range(epochs):
         for _ in range(steps):
             rates.append((optimizer.param_groups[0]["lr"], optimizer.param_groups[0]["betas"][0]))
             optimizer.step()
-            trainer.finish_step()
-        trainer.finish_epoch()
+            step_scheduler(scheduler)
+        trainer.finish_epoch(0.0)
     assert rates == rates_of_torch(epochs * steps)
 
 
@@ -142,7 +141,7 @@ def test_a_published_checkpoint_is_not_resumed_with_it(path: Path) -> None:
 def test_a_run_of_another_lr_scale_is_not_resumed(path: Path) -> None:
     tiny.train(path, *RESUMES, "net.reconstruction.lr_scale=4.0")
     assert [group["lr_scale"] for group in result(path)["optimizer"]["param_groups"]] == [4.0]
-    message = r"ckpt\.pth\.tar: net\[\]\.lr_scale was \[4\.0\] of what it trained, here it is \[2\.0\]; start a new run"
+    message = r"ckpt\.pth\.tar: trained with net\[\]\.lr_scale \[4\.0\], this configuration has \[2\.0\]; start a new run"
     with pytest.raises(UserError, match=message):
         tiny.train(path, *RESUMES, "net.reconstruction.lr_scale=2.0")
 

@@ -1,0 +1,86 @@
+"""A data set whose images are read as the features that a frozen backbone made of them; utils.training.feature_cache writes them.
+
+A cache is a folder. It holds, a row an image in the order of the data set,
+    features.bin  C x h x w numbers of the configured dtype
+    masks.bin     H x W bits
+    sizes.bin     two int32, height and width of the original; 0 for an image that could not be read
+and key.json, everything that decides the rows.
+"""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from datasets.base import ImageDataset
+from datasets.loading import SampleReader
+from utils.errors import UserError
+
+KEY = "key.json"
+
+
+def row_sizes(key: dict[str, Any]) -> dict[str, int]:
+    """Bytes of a row, by file; the key's shape is that of all features, N x C x h x w."""
+    features = math.prod(key["shape"][1:]) * getattr(torch, key["dtype"]).itemsize
+    return {"features.bin": features, "masks.bin": -(-math.prod(key["input_size"]) // 8), "sizes.bin": 8}
+
+
+def open_rows(folder: Path, key: dict[str, Any], mode: str = "r") -> list[np.memmap]:
+    """The three files as N x bytes, in the order of row_sizes."""
+    return [np.memmap(folder / name, np.uint8, mode, shape=(key["shape"][0], size)) for name, size in row_sizes(key).items()]
+
+
+def is_whole(folder: Path, key: dict[str, Any]) -> bool:
+    """Whether the folder holds a finished cache of this key."""
+    try:
+        found = json.loads((folder / KEY).read_text(encoding="utf-8"))
+        sizes = {name: key["shape"][0] * size for name, size in row_sizes(key).items()}
+        return found == key and all((folder / name).stat().st_size == size for name, size in sizes.items())
+    except (OSError, ValueError):
+        return False
+
+
+class FeatureDataset(SampleReader):
+    """The images of `data` as their features, from the finished cache in `folder`.
+
+    A sample is a dict as in `ImageDataset`, with feature_align C x h x w float32 in place of the image. An image that could not
+    be read for the cache is a bad image here too.
+    """
+
+    def __init__(self, data: ImageDataset, folder: Path, key: dict[str, Any]) -> None:
+        super().__init__(data.filenames, data.training, data.on_bad_image)
+        self.data, self.folder, self.key = data, folder, key
+        self.labels, self.clsnames, self.warned = data.labels, data.clsnames, data.warned
+        self.epoch = 0
+        self.rows: list[np.memmap] = []
+
+    def read_rgb(self, index: int) -> np.ndarray:
+        """The original picture, h x w x 3 uint8 RGB, for visualisation."""
+        return self.data.read_rgb(index)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "rows": []}  # pickled, a map would be the whole array: a worker opens its own
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if not self.rows:
+            self.rows = open_rows(self.folder, self.key)
+        features, mask, size = (np.array(rows[index]) for rows in self.rows)  # copies of bytes
+        height, width = self.key["input_size"]
+        original_height, original_width = size.view(np.int32).tolist()
+        if not original_height:
+            self.data.load(index)  # raises the reason
+            raise UserError(f"{self.filenames[index]} could not be read when features were computed: remove {self.folder}")
+        dtype, shape = getattr(torch, self.key["dtype"]), self.key["shape"][1:]
+        return {
+            "feature_align": torch.from_numpy(features).view(dtype).reshape(shape).float(),
+            "mask": torch.from_numpy(np.unpackbits(mask, count=height * width)).reshape(1, height, width).float(),
+            "label": self.labels[index],
+            "clsname": self.clsnames[index],
+            "filename": self.filenames[index],
+            "height": original_height,
+            "width": original_width,
+            "index": index,
+        }
