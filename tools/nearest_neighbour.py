@@ -46,7 +46,7 @@ def main() -> None:
     args = parse_arguments()
     overrides = [f"evaluator.save_dir=result_{NAME}", *args.overrides]  # not over a trained model's result
     config = load_config(args.config, overrides, needs=SECTIONS)
-    process = start_process(config.port)
+    process = start_process(config.saver.log_dir, config.port)
     action = partial(evaluate_nearest_neighbour, tokens=args.tokens)
     if config.dataset.separate:
         run_separately(args.config, overrides, process, NAME, action)

@@ -28,7 +28,8 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True, help="the experiment's YAML file")
     parser.add_argument("-e", "--evaluate", action="store_true", help="evaluate saver.load_path instead of training")
-    parser.add_argument("--overwrite", action="store_true", help="start a new run over the checkpoints of an earlier one")
+    overwrite = argparse.BooleanOptionalAction  # train.sbatch appends --no-overwrite for a restarted job
+    parser.add_argument("--overwrite", action=overwrite, help="start a new run over the checkpoints of an earlier one")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="values that replace the file's, by dotted key")
     return parser.parse_intermixed_args()
 
@@ -36,7 +37,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     args = parse_arguments()
     config = load_config(args.config, args.overrides, needs=SECTIONS)
-    process = start_process(config.port)
+    process = start_process(config.saver.log_dir, config.port)
     name = "eval" if args.evaluate else "train"
     action = evaluate_checkpoint if args.evaluate else partial(train, overwrite=args.overwrite)
     if config.dataset.separate:

@@ -24,7 +24,8 @@ def parse_arguments() -> argparse.Namespace:
     add_class_arguments(parser)
     what = parser.add_mutually_exclusive_group()
     what.add_argument("-v", "--visualize", action="store_true", help="draw the check images with saver.load_path, do not train")
-    what.add_argument("--overwrite", action="store_true", help="start a new run over the checkpoints of an earlier one")
+    overwrite = argparse.BooleanOptionalAction  # train.sbatch appends --no-overwrite for a restarted job
+    what.add_argument("--overwrite", action=overwrite, help="start a new run over the checkpoints of an earlier one")
     return parser.parse_intermixed_args()
 
 
@@ -34,7 +35,7 @@ def main() -> None:
         print(*training_classes(args.config, args.overrides), sep="\n")
         return
     config = load_config(args.config, args.overrides, SECTIONS, args.class_name, CLASS_OUTPUTS)
-    process = start_process(config.port)
+    process = start_process(config.saver.log_dir, config.port)
     start_log(config.saver.log_dir, process, "vis" if args.visualize else "train")
     if args.visualize:
         draw_check_images(config, process)

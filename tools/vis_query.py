@@ -30,7 +30,7 @@ def main() -> None:
         print(*query_classes(args.config, args.overrides), sep="\n")
         return
     config = load_config(args.config, args.overrides, SECTIONS, args.class_name)
-    process = start_process(config.port)
+    process = start_process(config.saver.log_dir, config.port)
     start_log(config.saver.log_dir, process, f"vis_query_{args.class_name}")
     draw_queries(config, process, args.class_name)
     stop_process()

@@ -30,7 +30,7 @@ def main() -> None:
         print(*recon_classes(args.config, args.overrides), sep="\n")
         return
     config = load_config(args.config, args.overrides, SECTIONS, args.class_name)
-    process = start_process(config.port)
+    process = start_process(config.saver.log_dir, config.port)
     start_log(config.saver.log_dir, process, f"vis_recon_{args.class_name}")
     draw_reconstructions(config, process, args.class_name)
     stop_process()

@@ -30,7 +30,7 @@ def copy_project(root: Path) -> Path:
         shutil.copytree(tiny.ROOT / folder, root / folder, ignore=shutil.ignore_patterns("__pycache__"))
     experiment = root / "experiments" / "tiny"
     tiny.make(experiment)
-    for name in ("launch.sh", "torchrun.py", "train.sbatch"):
+    for name in ("launch.sh", "train.sbatch"):
         shutil.copy(tiny.ROOT / "experiments" / name, root / "experiments")
     for name in SCRIPTS:
         shutil.copy(tiny.ROOT / "experiments" / "demo" / name, experiment)
