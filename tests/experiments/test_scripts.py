@@ -1,4 +1,4 @@
-"""The scripts of the experiments, typed as a person types them: sh train_torch.sh 2 cpu."""
+"""The scripts of the experiments, called as a user calls them: sh train_torch.sh 2 cpu."""
 
 import os
 import re
@@ -20,19 +20,19 @@ TORCH_SCRIPTS = ("train_torch.sh", "eval_torch.sh")
 
 @pytest.fixture(scope="module")
 def experiment(tmp_path_factory) -> Path:
-    """A copy of the project whose path has what paths have: spaces and letters beyond ASCII."""
+    """A copy of the project under a path with spaces and non-ASCII letters."""
     return copy_project(tmp_path_factory.mktemp("scripts") / "a folder for Prüfung" / "project")
 
 
 @pytest.fixture
 def teller(tmp_path) -> str:
-    """A PYTHON that prints the environment and arguments it is started with."""
+    """A PYTHON that prints its environment and arguments."""
     return make_program(tmp_path / "bin" / "python")
 
 
 @pytest.fixture
 def slurm(tmp_path):
-    """The PATH of a cluster whose partition has GPUs like this: srun and sbatch say how they are called, and queue job 7."""
+    """The PATH of a cluster with the given GPUs: srun and sbatch print how they are called, and sbatch queues job 7."""
 
     def on_path(gres: str) -> str:
         make_program(tmp_path / "bin" / "srun")
@@ -55,7 +55,7 @@ def test_two_processes_train_and_one_evaluates_from_another_folder(experiment, t
     trained = sh(experiment / "train_torch.sh", "2", "cpu", "saver.save_dir=two", "saver.log_dir=two", cwd=tmp_path)
     assert trained.returncode == 0, trained.stderr
     assert "2 processes on CPU" in trained.stdout
-    assert "OMP_NUM_THREADS" not in trained.stderr  # torchrun's banner about it
+    assert trained.stderr == ""
     assert (experiment / "two" / "ckpt.pth.tar").is_file()
 
     evaluated = sh(experiment / "eval_torch.sh", "1", "cpu", "saver.load_path=two/ckpt.pth.tar", cwd=tmp_path)
@@ -234,7 +234,7 @@ def test_srun_runs_also_where_no_log_can_be_kept(experiment, tmp_path, slurm):
 
 
 def test_without_slurm_one_line_names_the_script_that_needs_none(experiment, tmp_path):
-    for name in ("sh", "dirname", "basename"):  # all that there is on this PATH
+    for name in ("sh", "dirname", "basename"):  # nothing else is on this PATH
         (tmp_path / name).symlink_to(f"/bin/{name}")
     refused = sh("train.sh", "1", "big", cwd=experiment, PATH=str(tmp_path))
     assert refused.returncode == 2

@@ -27,7 +27,7 @@ def run(main: Callable[[], None]) -> None:
     except UserError as error:
         print(f"{prefix}{error}", file=sys.stderr)
         if int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
-            # srun terminates the others once one task fails, and ends with the largest code: tasks with the same error end with 2.
+            # srun terminates the others when one task fails, and ends with the largest code: each with this error ends with 2
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
             time.sleep(SECONDS_FOR_OTHERS)
         sys.exit(2)

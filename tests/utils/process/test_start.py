@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers import tiny
+from tests.helpers.project_copy import allow_ctrl_c
 from utils.errors import UserError
 from utils.process.cli import run
 from utils.process.distributed import Process, average, choose_gpu, start_process, stop_process
@@ -227,8 +228,10 @@ time.sleep(60)
 INTERRUPTIBLE = """
 import os, time
 from utils.process.cli import run
-os.write(1, b"begun\\n")
-run(lambda: time.sleep(60))
+def main():
+    os.write(1, b"begun\\n")
+    time.sleep(60)
+run(main)
 """
 
 
@@ -237,10 +240,9 @@ def launched(program: Path, text: str) -> Iterator[subprocess.Popen]:
     """launch.py and two processes of this program, which have begun; none is left behind."""
     program.write_text(text)
     environment = {**tiny.environment(), "PYTHONPATH": str(tiny.ROOT)}
-    # A group of its own, with SIGINT as in the foreground of a terminal: tests may have been started with it ignored.
-    default = {"start_new_session": True, "preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+    foreground = {"start_new_session": True, "preexec_fn": allow_ctrl_c}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen([*LAUNCH, program], env=environment, text=True, **default, **pipes) as launcher:
+    with subprocess.Popen([*LAUNCH, program], env=environment, text=True, **foreground, **pipes) as launcher:
         try:
             assert [launcher.stdout.readline() for _ in range(2)] == ["begun\n"] * 2
             yield launcher
