@@ -13,38 +13,26 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from utils.config import load_config
+from utils.process.arguments import add_config_arguments, tool_parser
 from utils.process.cli import run
-from utils.process.distributed import start_process, stop_process
-from utils.process.log import start_log
 from utils.runs.evaluate import evaluate_checkpoint
-from utils.runs.per_class import run_per_class
+from utils.runs.per_class import run_configured
 from utils.runs.train import train
 
 SECTIONS = ("dataset", "criterion", "trainer", "saver", "evaluator", "net")
 
 
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", required=True, help="the experiment's YAML file")
-    parser.add_argument("-e", "--evaluate", action="store_true", help="evaluate saver.load_path instead of training")
-    parser.add_argument("--overwrite", action="store_true", help="start a new run over the checkpoints of an earlier one")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="values that replace the file's, by dotted key")
-    return parser.parse_intermixed_args()
-
-
 def main() -> None:
-    args = parse_arguments()
-    config = load_config(args.config, args.overrides, needs=SECTIONS)
-    process = start_process(config.port)
-    name = "eval" if args.evaluate else "train"
-    action = evaluate_checkpoint if args.evaluate else partial(train, overwrite=args.overwrite)
-    if config.dataset.separate:
-        run_per_class(args.config, args.overrides, process, name, action)
+    parser = tool_parser(__doc__)
+    add_config_arguments(parser)
+    parser.add_argument("-e", "--evaluate", action="store_true", help="evaluate saver.load_path instead of training")
+    overwrite = argparse.BooleanOptionalAction  # train.sbatch appends --no-overwrite for a restarted job
+    parser.add_argument("--overwrite", action=overwrite, help="start a new run over the checkpoints of an earlier one")
+    args = parser.parse_intermixed_args()
+    if args.evaluate:
+        run_configured(args.config, args.overrides, SECTIONS, "eval", evaluate_checkpoint)
     else:
-        start_log(config.saver.log_dir, process, name)
-        action(config, process)
-    stop_process()
+        run_configured(args.config, args.overrides, SECTIONS, "train", partial(train, overwrite=args.overwrite))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ python tools/train_vis_decoder.py --config experiments/train_vis_decoder/config.
 python tools/train_vis_decoder.py --config experiments/train_vis_decoder/config.yaml --class_name screw -v
 """
 
+import argparse
 import sys
 from functools import partial
 from pathlib import Path
@@ -22,7 +23,9 @@ def main() -> None:
     parser = class_parser(__doc__)
     what = parser.add_mutually_exclusive_group()
     what.add_argument("-v", "--visualize", action="store_true", help="draw the check images with saver.load_path, do not train")
-    what.add_argument("--overwrite", action="store_true", help="start a new run and replace an earlier run's checkpoints")
+    # train.sbatch appends --no-overwrite for a restarted job
+    overwrite = argparse.BooleanOptionalAction
+    what.add_argument("--overwrite", action=overwrite, help="start a new run over the checkpoints of an earlier one")
     args = parser.parse_intermixed_args()
     action = draw_check_images if args.visualize else partial(train_decoder, overwrite=args.overwrite)
     log_name = "vis" if args.visualize else "train"

@@ -1,4 +1,4 @@
-"""train.sh, eval.sh, train_sbatch.sh and the scripts with a job a class on a real Slurm, which these tests start and stop."""
+"""train.sh, eval.sh, train_sbatch.sh and the scripts with a job per class, on a real Slurm that these tests start and stop."""
 
 import json
 import os
@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 
 from tests.helpers import tiny
-from tests.helpers.project_copy import copy_project, make_program, sh
+from tests.helpers.project_copy import allow_ctrl_c, copy_project, make_program, sh
 from tests.helpers.slurm_cluster import Cluster, SlurmUnavailable, ask, slurm_cluster
 from utils.process.distributed import choose_gpu
 
-# What makes tiny's configuration that of a vis decoder.
+# Turns tiny's configuration into that of a vis decoder.
 DECODER = """
 criterion:
   - {name: ImageMSELoss, type: ImageMSELoss, kwargs: {weight: 1.0}}
@@ -34,34 +34,27 @@ net:
   - {name: neck, type: models.necks.MFCN, kwargs: {outstrides: [32]}}
   - {name: reconstruction, type: models.reconstructions.VisDecoder, kwargs: {block_type: basic}}
 """
-# A PYTHON whose tools never end: three classes, and whoever is started for one says so.
+# A PYTHON whose tools never end; it lists three classes.
 ENDLESS = """#!/bin/sh
 case " $* " in
     *" --list_classes "*) printf '%s\\n' one 'number two' three ;;
     *) echo begun; sleep 300 ;;
 esac
 """
-# A PYTHON that runs the process of test_start.py in place of the tool, beside a program that listens where it would.
+# A PYTHON that runs the process of test_start.py in place of the tool.
 MEMBER = """#!/bin/sh
-[ "$SLURM_PROCID" != 0 ] || "$REAL_PYTHON" -c "$STRANGER" & stranger=$!
-"$REAL_PYTHON" "$MEMBER"
-code=$?
-kill $stranger 2>/dev/null
-exit $code
+exec "$REAL_PYTHON" "$MEMBER"
 """
-STRANGER = """
-import os, socket, time
-server = socket.create_server(("", 29500 + (int(os.environ["SLURM_JOB_ID"]) + int(os.environ["SLURM_STEP_ID"])) % 10_000))
-time.sleep(60)
-"""
-# A PYTHON of which one task fails, as slowly as Python: Slurm ends no task that it has not started yet, and may lose last words.
+# A PYTHON of which one task fails and the others end as trainings do, with 1, when Slurm terminates them. It fails as slowly as
+# Python: Slurm ends no task that it has not started yet, and may lose last words.
 ONE_FAILS = """#!/bin/sh
-[ "$SLURM_PROCID" = 1 ] || exec sleep 300
+trap 'exit 1' TERM
+while [ "$SLURM_PROCID" != 1 ]; do sleep 0.1; done
 echo "error: why" >&2
 sleep 2
 exit 3
 """
-# A PYTHON that works until it is asked to stop, and ends well when it is started again.
+# A PYTHON that runs until it is asked to stop, and succeeds when it is started again.
 STOPPABLE = """#!/bin/sh
 echo "arguments of task $SLURM_PROCID: $*"
 [ "${SLURM_RESTART_COUNT:-0}" = 0 ] || exit 0
@@ -80,7 +73,7 @@ class Job:
     log: Path
 
     def shown(self, name: str) -> str:
-        """What scontrol shows under this name; nothing where there is none."""
+        """What scontrol shows under this name; empty if it shows nothing."""
         shown = ask(self.cluster, "scontrol", "--oneliner", "show", "job", self.number)
         return dict(item.split("=", 1) for item in shown.split() if "=" in item).get(name, "")
 
@@ -91,7 +84,7 @@ class Job:
         wait_until(lambda: self.log.exists() and self.log.read_text().count(text) >= count, self.log)
 
     def restart(self) -> None:
-        """Once it is queued again, start it at once: Slurm lets such a job wait two minutes."""
+        """Wait until it is queued again, and start it: Slurm would hold such a job for two minutes."""
         self.wait_for_state("PENDING")
         ask(self.cluster, "scontrol", "update", f"JobId={self.number}", "StartTime=now")
 
@@ -142,8 +135,8 @@ def test_four_tasks_on_two_nodes_train_together(cluster, experiment, tmp_path):
     assert (experiment / "two_nodes" / "ckpt.pth.tar").is_file()
 
 
-def test_three_tasks_on_two_nodes_meet_at_the_next_port_where_a_stranger_has_theirs(cluster, experiment, tmp_path):
-    member = {"REAL_PYTHON": sys.executable, "MEMBER": str(tiny.ROOT / "tests/utils/process/test_start.py"), "STRANGER": STRANGER}
+def test_three_tasks_on_two_nodes_meet(cluster, experiment, tmp_path):
+    member = {"REAL_PYTHON": sys.executable, "MEMBER": str(tiny.ROOT / "tests/utils/process/test_start.py")}
     settings = {"PYTHON": make_program(tmp_path / "python", MEMBER), "PYTHONPATH": str(tiny.ROOT), "NODES": "2", **member}
     settings |= cluster.environment
     met = sh(experiment / "train.sh", "3", cluster.partition, cwd=tmp_path, **settings)
@@ -151,7 +144,7 @@ def test_three_tasks_on_two_nodes_meet_at_the_next_port_where_a_stranger_has_the
     places = sorted(re.findall(r"rank (\d) of 3, local rank (\d); the ranks add up to 3", met.stdout))
     assert [rank for rank, _ in places] == ["0", "1", "2"]
     assert sorted(local for _, local in places) == ["0", "0", "1"]
-    assert re.search(r"port \d+ is busy, so the processes meet at port \d+", met.stderr)
+    assert list(tmp_path.glob(".rendezvous*")) == []  # in the process's log folder, here the current one
 
 
 def test_tasks_that_see_one_gpu_each_have_this_one(cluster, experiment, tmp_path):
@@ -163,8 +156,9 @@ def test_tasks_that_see_one_gpu_each_have_this_one(cluster, experiment, tmp_path
     assert [choose_gpu(int(rank), len(ids.split(",")), int(gpus)) for rank, ids, gpus in tasks] == [0, 0]
 
 
-def test_the_exit_code_and_the_line_of_a_failed_task_come_back(cluster, experiment, tmp_path):
-    failed = sh(experiment / "eval.sh", "1", cluster.partition, "trainer.max_epok=1", cwd=tmp_path, **cluster.environment)
+@pytest.mark.parametrize("tasks", ["1", "2"])
+def test_the_exit_code_and_the_line_of_a_failed_task_come_back(cluster, experiment, tmp_path, tasks):
+    failed = sh(experiment / "eval.sh", tasks, cluster.partition, "trainer.max_epok=1", cwd=tmp_path, **cluster.environment)
     assert failed.returncode == 2
     assert "trainer.max_epok is not a key" in failed.stderr
 
@@ -176,14 +170,16 @@ def test_a_failed_task_ends_the_others_and_the_exit_code_is_its_own(cluster, exp
     assert "error: why" in failed.stderr.splitlines()
 
 
-def test_sigusr1_to_the_script_reaches_the_tasks_and_its_exit_code_is_theirs(cluster, experiment, tmp_path):
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGUSR1, 75), (signal.SIGINT, 130)])
+def test_sigusr1_to_the_script_lets_the_tasks_save_and_ctrl_c_ends_them(cluster, experiment, tmp_path, number, code):
     environment = {**tiny.environment(), **cluster.environment, "PYTHON": make_program(tmp_path / "python", STOPPABLE)}
     command = ["sh", experiment / "train.sh", "2", cluster.partition]
-    with subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True) as script:
+    options = {"stdout": subprocess.PIPE, "text": True, "preexec_fn": allow_ctrl_c}
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, **options) as script:
         for _ in range(2):
             assert "begun\n" in script.stdout  # reads on until a task says so
-        script.send_signal(signal.SIGUSR1)
-        assert script.wait(timeout=60) == 75
+        script.send_signal(number)
+        assert script.wait(timeout=60) == code
 
 
 def test_an_unknown_partition_is_refused_in_slurms_words(cluster, experiment, tmp_path):
@@ -199,7 +195,7 @@ def test_an_unknown_partition_is_refused_in_slurms_words(cluster, experiment, tm
 
 @pytest.fixture
 def queue(cluster, experiment, tmp_path) -> Callable[..., Job]:
-    """Queue `train_sbatch.sh 2 partition ...`; gives the job."""
+    """Queue `train_sbatch.sh 2 partition ...`; returns the job."""
 
     def submit(*arguments: str, **settings: str) -> Job:
         settings = {**cluster.environment, **settings}
@@ -221,7 +217,7 @@ def test_a_queued_job_that_is_stopped_is_queued_again_and_goes_on(queue, tmp_pat
     assert job.shown("Restarts") == "1"
     first, again = re.findall(r"arguments of task 0: .*/config.yaml (.*)", job.log.read_text())
     assert first == "--overwrite random_seed=3"
-    assert again == "random_seed=3 saver.auto_resume=True"  # what the first start wrote is not written over
+    assert again == f"{first} --no-overwrite saver.auto_resume=True"  # keeps what the first start wrote
 
 
 def test_a_queued_job_that_is_cancelled_is_not_queued_again(queue, tmp_path):
@@ -253,7 +249,7 @@ def test_a_training_that_slurm_requeues_goes_on_from_its_last_step(queue, experi
     assert "epoch 30/30" in log
 
 
-# --- a job a class ---
+# --- a job per class ---
 
 
 @pytest.fixture
@@ -291,7 +287,8 @@ def test_an_interrupted_script_takes_its_jobs_along_also_those_that_still_wait(c
         "CPUS_PER_TASK": "64",  # a whole node of the two that there are
     }
     command = ["sh", folder / "vis_recon.sh", cluster.partition]
-    script = subprocess.Popen(command, cwd=tmp_path, env=environment, start_new_session=True)
+    foreground = {"start_new_session": True, "preexec_fn": allow_ctrl_c}
+    script = subprocess.Popen(command, cwd=tmp_path, env=environment, **foreground)
     deadline = time.monotonic() + 60
     while sorted(ask(cluster, "squeue", "--noheader", "--format=%t").split()) != ["PD", "R", "R"]:
         assert time.monotonic() < deadline

@@ -1,4 +1,4 @@
-"""The scripts that run a visualising tool for a class here, or for every class through Slurm; test_slurm.py uses the real one."""
+"""The scripts of a visualising tool: one class here, or every class through a fake Slurm (test_slurm.py has a real one)."""
 
 import os
 import subprocess
@@ -12,7 +12,7 @@ from tests.helpers.project_copy import TELLER, VIS_SCRIPTS, copy_project, make_p
 CLASSES = ("bottle", "Prüfling zwei", "metal nut")
 OVERRIDES = ("saver.save_dir=my results", "random_seed=3")
 
-# A PYTHON that knows the classes of the configuration, and the srun of a cluster on which one of them fails.
+# A PYTHON that lists the configuration's classes, and an srun that fails for two of them.
 LISTER = f"""#!/bin/sh
 case " $* " in *" --list_classes "*) printf '%s\\n' {" ".join(f"'{name}'" for name in CLASSES)} ;; esac
 """
@@ -22,7 +22,7 @@ case "$*" in
     *"=metal nut"*) exit 4 ;;
 esac
 """
-# Ends well only when every class's srun has begun.
+# Succeeds only after the srun of every class has begun.
 MEETING_SRUN = f"""#!/bin/sh
 echo >>"$MEETING"
 for second in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do
@@ -37,7 +37,7 @@ SLURM = [(tool, slurm) for tool, (_, slurm) in VIS_SCRIPTS.items()]
 
 
 def first(tool: str, script: str) -> tuple[str, ...]:
-    """The arguments that a script wants before the options; its class is the last of CLASSES."""
+    """The positional arguments of a script; its class is the last of CLASSES."""
     wanted = {"train_torch.sh": ("1", "cpu", CLASSES[-1]), "train.sh": ("2", "big")}
     return wanted.get(script) or ((CLASSES[-1],) if script.endswith("_torch.sh") else ("big",))
 
@@ -51,7 +51,7 @@ def project(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def slurm(tmp_path) -> Callable[..., dict[str, str]]:
-    """The environment of a cluster with GPUs on which LISTER is the Python; its srun is the text given."""
+    """The environment of a cluster with GPUs, with LISTER as the Python and the given program as srun."""
 
     def settings(srun: str = TELLER, python: str = LISTER) -> dict[str, str]:
         make_program(tmp_path / "bin" / "srun", srun)
@@ -84,11 +84,12 @@ def test_one_class_is_worked_on_here_with_the_folders_own_configuration(project,
     assert sorted(arguments[2:]) == sorted(["--flag", *OVERRIDES, f"--class_name={CLASSES[-1]}"])
 
 
-def test_a_decoder_trains_in_several_processes_that_find_a_free_port(project, tmp_path):
+def test_a_decoder_trains_in_several_processes(project, tmp_path):
     teller = make_program(tmp_path / "python")
     script = project / "experiments" / "train_vis_decoder" / "train_torch.sh"
     started = sh(script, "2", "1,3", "a class", "--overwrite", cwd=tmp_path, PYTHON=teller).stdout.splitlines()
-    assert {"gpus=1,3", "--standalone", "--nproc_per_node=2", "--class_name=a class", "--overwrite"} <= set(started)
+    assert started[3:5] == [str(project / "utils" / "process" / "launch.py"), "2"]
+    assert {"gpus=1,3", "--class_name=a class", "--overwrite"} <= set(started)
 
 
 @pytest.mark.parametrize("tool", ["vis_recon", "vis_query"])
@@ -194,7 +195,7 @@ def test_a_number_of_processes_that_is_none_is_refused(project, slurm, script):
 
 @pytest.mark.parametrize(("tool", "script"), SLURM)
 def test_without_slurm_one_line_names_the_script_that_needs_none(project, tmp_path, tool, script):
-    for name in ("sh", "dirname", "basename"):  # all that there is on this PATH
+    for name in ("sh", "dirname", "basename"):  # nothing else is on this PATH
         (tmp_path / name).symlink_to(f"/bin/{name}")
     refused = sh(script, *first(tool, script), cwd=project / "experiments" / tool, PATH=str(tmp_path))
     assert_refused(refused, f"needs Slurm; without it use {VIS_SCRIPTS[tool][0]}")

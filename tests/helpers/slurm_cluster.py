@@ -1,7 +1,7 @@
-"""A real Slurm that lives in one folder: its daemons are children of the test, its two nodes are this machine twice.
+"""A real Slurm in one folder: its daemons are children of the test, its two nodes are both this machine.
 
-Needs the programs of slurmctld, slurmd, slurm-client and munge, root, and no GPU. The nodes pretend to have GPUs, which changes
-what Slurm does, not what CUDA finds.
+Needs root, the packages slurmctld, slurmd, slurm-client and munge, and a machine without GPU. The nodes pretend to have GPUs,
+which changes what Slurm does, not what CUDA finds.
 """
 
 import contextlib
@@ -65,7 +65,7 @@ class SlurmUnavailable(Exception):
 
 @dataclass(frozen=True)
 class Cluster:
-    """A running cluster: the name of its partition and nodes, and what the environment of its clients must hold."""
+    """A running cluster: its partition, its nodes, and the environment variables that its clients need."""
 
     partition: str
     nodes: tuple[str, ...]
@@ -74,13 +74,13 @@ class Cluster:
 
 @contextlib.contextmanager
 def slurm_cluster() -> Iterator[Cluster]:
-    """Start the cluster, stop it at the end. Raises SlurmUnavailable where that is not possible."""
+    """Start the cluster, and stop it at the end. Raises SlurmUnavailable if this machine cannot run it."""
     if absent := [name for name in PROGRAMS if shutil.which(name) is None]:
         raise SlurmUnavailable(f"not installed: {', '.join(absent)}")
     if os.geteuid() != 0:
         raise SlurmUnavailable("only root can start its daemons")
     if list(Path("/dev").glob("nvidia[0-9]*")):
-        raise SlurmUnavailable("its two nodes are this machine twice: their tasks would meet on its first GPU")
+        raise SlurmUnavailable("its two nodes are both this machine: their tasks would share its first GPU")
     with tempfile.TemporaryDirectory(prefix="slurm") as name, contextlib.ExitStack() as daemons:
         folder = Path(name)
         cluster = write_settings(folder)
@@ -96,7 +96,7 @@ def slurm_cluster() -> Iterator[Cluster]:
 
 
 def write_settings(folder: Path) -> Cluster:
-    """Write slurm.conf and the files that it names into `folder`. All ports are free ones."""
+    """Write slurm.conf and the files that it names into `folder`, with free ports."""
     nodes = ("n1", "n2")
     port, *node_ports = free_ports(1 + len(nodes))
     lines = "\n".join(NODE.format(name=node, port=number) for node, number in zip(nodes, node_ports, strict=True))
@@ -107,7 +107,7 @@ def write_settings(folder: Path) -> Cluster:
         (folder / name).mkdir(mode=0o755)
     for i in range(8):
         (folder / "dev" / f"nvidia{i}").symlink_to(os.devnull)
-    # the tasks look up their node's name, which no name server knows
+    # tasks look up the name of their node, which no name server knows
     (folder / "hosts").write_text(f"{Path('/etc/hosts').read_text()}\n127.0.0.1 {' '.join(nodes)}\n")
     return Cluster(PARTITION, nodes, {"SLURM_CONF": str(folder / "slurm.conf")})
 
@@ -121,12 +121,12 @@ def free_ports(count: int) -> list[int]:
 
 
 def private_hosts(folder: Path) -> list[str]:
-    """The beginning of a command that sees `folder`/hosts as its /etc/hosts; the machine's own stays as it is."""
+    """A command prefix: the command sees `folder`/hosts as /etc/hosts, the machine's own stays unchanged."""
     return ["unshare", "--mount", "sh", "-c", 'mount --bind "$0" /etc/hosts && exec "$@"', str(folder / "hosts")]
 
 
 def start_munge(folder: Path, daemons: contextlib.ExitStack) -> None:
-    """Start the daemon by which Slurm's programs trust each other, with a key of its own."""
+    """Start the daemon that authenticates Slurm's programs to each other, with its own key."""
     munge = folder / "munge"
     folder.chmod(0o755)
     key = munge / "munge.key"
@@ -169,7 +169,7 @@ def wait_for(condition: Callable[[], bool], log: Path) -> None:
 
 
 def end_jobs(cluster: Cluster) -> None:
-    """Cancel what still runs, and wait for it to be gone."""
+    """Cancel the remaining jobs, and wait until they are gone."""
     ask(cluster, "scancel", f"--user={getpass.getuser()}")
     deadline = time.monotonic() + 10
     while ask(cluster, "squeue", "--noheader") and time.monotonic() < deadline:

@@ -33,7 +33,7 @@ from utils.evaluation.metrics import (
 )
 from utils.evaluation.naming import feature_names
 from utils.files import write_atomically, write_text
-from utils.process.distributed import ALONE, Process, gather_everywhere, to_device
+from utils.process.distributed import SINGLE_PROCESS, Process, gather_everywhere, to_device
 from utils.process.precision import autocast
 from utils.process.skipped import report_skipped
 
@@ -90,7 +90,7 @@ class Evaluation:
         lows, highs = zip(*((anomaly_map.min(), anomaly_map.max()) for anomaly_map in maps), strict=True)
         return float(min(lows)), float(max(highs))
 
-    def scores(self, keys: Sequence[ScoreKey], process: Process = ALONE) -> dict[ScoreKey, np.ndarray]:
+    def scores(self, keys: Sequence[ScoreKey], process: Process = SINGLE_PROCESS) -> dict[ScoreKey, np.ndarray]:
         """The image scores `keys`, N each, computed once; with several processes each must call this, and they share the work."""
         if new := [key for key in keys if key not in self.known_scores]:
             maps = (self.map(position) for position in range(process.rank, len(self), process.world_size))
@@ -161,7 +161,7 @@ def save_reconstructions(feature_rec: Tensor, paths: Sequence[Path]) -> None:
         write_atomically(f"{path}.npy", lambda file, features=features: np.save(file, features))
 
 
-def compute_metrics(evaluation: Evaluation, metrics: dict[str, Any], process: Process = ALONE) -> dict[str, float]:
+def compute_metrics(evaluation: Evaluation, metrics: dict[str, Any], process: Process = SINGLE_PROCESS) -> dict[str, float]:
     """What evaluate_maps says of the maps. With several processes each must call this, and they share the work."""
     wanted = wanted_metrics(metrics)
     scores = evaluation.scores(image_keys(wanted), process)

@@ -1,20 +1,22 @@
-"""How tools end."""
+"""How tools end, with which exit codes."""
 
 import os
+import signal
 import sys
+import time
 from collections.abc import Callable
 
 from utils.errors import Interrupted, UserError
 from utils.process.memory import keep_freed_memory
 
-EXIT_INTERRUPTED = 75  # EX_TEMPFAIL: the same command goes on with the work; a batch script requeues the job on it
+EXIT_INTERRUPTED = 75  # EX_TEMPFAIL: the same command continues the work; train.sbatch requeues the job
+SECONDS_FOR_OTHERS = 2  # to meet the same error
 
 
 def run(main: Callable[[], None]) -> None:
-    """Call a tool's `main`, and end as it ended.
+    """Call a tool's `main`. An expected end is one line on stderr and an exit code:
 
-    A UserError becomes one line on stderr and exit code 2, Ctrl-C exit code 130, a run that SIGTERM or SIGUSR1 asked to stop
-    one line, of rank 0, and exit code EXIT_INTERRUPTED, and the loss of another process one line and exit code 1.
+    UserError 2; loss of another process 1; training stopped by SIGTERM or SIGUSR1 EXIT_INTERRUPTED; Ctrl-C 130.
     """
     rank = os.environ.get("RANK") or os.environ.get("SLURM_PROCID", "0")
     prefix = "error: " if rank == "0" else f"error on rank {rank}: "
@@ -23,24 +25,28 @@ def run(main: Callable[[], None]) -> None:
         main()
     except UserError as error:
         print(f"{prefix}{error}", file=sys.stderr)
+        if int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
+            # srun terminates the others when one task fails, and ends with the largest code: each with this error ends with 2
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            time.sleep(SECONDS_FOR_OTHERS)
         sys.exit(2)
     except Interrupted as interruption:
-        from utils.process.signals import leave  # here: many tools have no need of torch, which takes a second to import
+        from utils.process.signals import leave_process_group  # here: imports torch, a second that many tools can save
 
         if rank == "0":
             print(interruption, file=sys.stderr)
-        leave()
+        leave_process_group()
         sys.exit(EXIT_INTERRUPTED)
     except RuntimeError as error:
-        from utils.process.distributed import describe_lost_ranks  # here: as above
+        from utils.process.distributed import describe_lost_ranks  # here: imports torch
 
         if not (reason := describe_lost_ranks(error)):
             raise
         print(f"{prefix}{reason}", file=sys.stderr)
         sys.stdout.flush()
         sys.stderr.flush()
-        # 1 is the least of all codes, so that the lost rank's own becomes the launcher's. At once: a thread of gloo's that
-        # still waits for the lost rank can abort an interpreter that takes its time to end.
+        # With 1, the smallest code, so that srun, which takes the largest, ends with the lost rank's own code. At once, because
+        # a thread of gloo that still waits for the lost rank can abort an interpreter that shuts down slowly.
         os._exit(1)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -1,9 +1,10 @@
-"""How this process was started, which others there are, and what they tell each other."""
+"""The processes of a run: how this one was started, and what they exchange."""
 
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -11,9 +12,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from utils.errors import UserError
-from utils.process.rendezvous import meet
+from utils.process.rendezvous import rendezvous
 
-# A process that dies is noticed at once, this is for a silent machine. The metrics of the largest class are waited for longest.
+# For a silent machine; a process that ends is noticed at once. The longest wait is for the metrics of the largest class.
 TIMEOUT = timedelta(minutes=10)
 
 T = TypeVar("T")
@@ -21,7 +22,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Process:
-    """One process of a run: rank 0 writes files and the log; `device` is where it computes."""
+    """One process of a run. Rank 0 writes the files and the log; `device` is where this process computes."""
 
     rank: int = 0
     local_rank: int = 0
@@ -33,14 +34,14 @@ class Process:
         return self.rank == 0
 
 
-ALONE = Process()
+SINGLE_PROCESS = Process()
 
 
-def start_process(port: int | None = None) -> Process:
-    """Find out who started us (torchrun, srun or nobody), join the others and choose the device.
+def start_process(log_dir: str | Path = ".", port: int | None = None) -> Process:
+    """Find out how this process was started, choose its device, and connect it to the other processes if there are any.
 
-    `port` is the configuration's. Without a launcher there is one process, and nothing is opened. Raises UserError for more
-    processes than GPUs on a machine that has some, and where the processes do not meet.
+    Launchers are launch.py, torchrun and srun. `log_dir` and `port` are the configuration's; see rendezvous. Raises UserError for
+    more processes than GPUs on a machine with GPUs, and if the processes do not find each other.
     """
     env, gpus_of_step = os.environ, 0
     if "RANK" in env and "WORLD_SIZE" in env:
@@ -54,13 +55,19 @@ def start_process(port: int | None = None) -> Process:
     device = choose_device(local_rank, gpus_of_step)
     if world_size > 1:
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        store = meet(rank, world_size, port)
+        store = rendezvous(rank, world_size, log_dir, port)
         dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=TIMEOUT)
     return Process(rank, local_rank, world_size, device)
 
 
+def stop_process() -> None:
+    """Disconnect from the other processes, at the end of a run."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
 def choose_device(local_rank: int, gpus_of_step: int = 0) -> torch.device:
-    """The GPU of this process, or the CPU where there is none; see choose_gpu."""
+    """The GPU of this process, see choose_gpu; the CPU on a machine without GPUs."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
     gpu = choose_gpu(local_rank, torch.cuda.device_count(), gpus_of_step)
@@ -69,10 +76,10 @@ def choose_device(local_rank: int, gpus_of_step: int = 0) -> torch.device:
 
 
 def choose_gpu(local_rank: int, visible: int, gpus_of_step: int = 0) -> int:
-    """The number of this process's GPU among those it sees: its local rank.
+    """The index of this process's GPU among the visible ones: its local rank.
 
-    Slurm may show each task a GPU of its own (--gpus-per-task, --gpu-bind): the one seen, of the several that the step has on
-    this machine. Raises UserError for more processes than GPUs.
+    With --gpus-per-task or --gpu-bind Slurm shows each task only one of the step's GPUs on this machine: then it is that one.
+    Raises UserError for more processes than GPUs.
     """
     if visible == 1 and local_rank < gpus_of_step:
         return 0
@@ -82,9 +89,9 @@ def choose_gpu(local_rank: int, visible: int, gpus_of_step: int = 0) -> int:
 
 
 def describe_lost_ranks(error: RuntimeError) -> str:
-    """Which processes are gone, where the error says that the others could not be spoken to; else nothing.
+    """Name the processes that ended if `error` is a failed communication; empty otherwise.
 
-    The connections tell it at once, and without the others' help. For the end of a process: it sends to all the others.
+    Sending to every other process fails at once for those that ended, and needs no help from the rest.
     """
     if not dist.is_initialized() or not (isinstance(error, dist.DistError) or "gloo" in str(error)):
         return ""
@@ -105,33 +112,30 @@ def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
     return {name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value for name, value in batch.items()}
 
 
-def stop_process() -> None:
-    """Leave the others, at the end of a run."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
+# --- Exchange. Every process must call these functions, in the same order. ---
 
 
 def average(value: float, process: Process) -> float:
-    """The mean of a number over all processes; every one of them must call this."""
-    if process.world_size == 1:
-        return value
-    total = torch.tensor(value, dtype=torch.float64)  # on the CPU: gloo carries it, also beside nccl
-    dist.all_reduce(total)
-    return total.item() / process.world_size
+    """The mean of a number over all processes."""
+    return reduce(value, dist.ReduceOp.SUM, process) / process.world_size
 
 
 def maximum(value: int, process: Process) -> int:
-    """The largest of a number over all processes; every one of them must call this."""
-    if process.world_size == 1:
-        return value
-    largest = torch.tensor(value)  # on the CPU, as in `average`
-    dist.all_reduce(largest, dist.ReduceOp.MAX)
-    return int(largest)
+    """The largest of a number over all processes."""
+    return int(reduce(value, dist.ReduceOp.MAX, process))
+
+
+def reduce(value: float, operation: Any, process: Process) -> float:
+    """One number of all processes, combined by an operation of torch.distributed."""
+    total = torch.tensor(value, dtype=torch.float64)  # on the CPU: gloo carries it, also beside nccl
+    if process.world_size > 1:
+        dist.all_reduce(total, operation)
+    return total.item()
 
 
 @torch.no_grad()
 def share_weights(network: nn.Module, process: Process) -> None:
-    """Give every process rank 0's weights and buffers: random ones differ with the rank. Every process must call it."""
+    """Give every process rank 0's weights and buffers; random ones differ between ranks."""
     if process.world_size > 1:
         for tensor in network.state_dict().values():
             dist.broadcast(tensor, 0)
@@ -144,34 +148,29 @@ def barrier(process: Process) -> None:
 
 
 def gather(value: Any, process: Process) -> list[Any] | None:
-    """The values of all processes, by rank, on rank 0; None elsewhere. Every process must call this."""
-    if process.world_size == 1:
-        return [value]
-    values = [None] * process.world_size if process.is_main else None
-    dist.gather_object(value, values)
-    return values
+    """The values of all processes, by rank, on rank 0; None elsewhere."""
+    values = gather_everywhere(value, process)
+    return values if process.is_main else None
 
 
 def gather_everywhere(value: Any, process: Process) -> list[Any]:
-    """The values of all processes, by rank, in each of them. Every process must call this."""
-    if process.world_size == 1:
-        return [value]
-    values = [None] * process.world_size
-    dist.all_gather_object(values, value)
+    """The values of all processes, by rank."""
+    values = [value] * process.world_size
+    if process.world_size > 1:
+        dist.all_gather_object(values, value)
     return values
 
 
 def broadcast(value: Any, process: Process) -> Any:
-    """Rank 0's value, in every process."""
-    if process.world_size == 1:
-        return value
+    """Rank 0's value."""
     values = [value]
-    dist.broadcast_object_list(values)
+    if process.world_size > 1:
+        dist.broadcast_object_list(values)
     return values[0]
 
 
 def on_main(action: Callable[[], T], process: Process) -> T:
-    """What rank 0's `action` returns, or the UserError or OSError that it raises, in every process; each must call this."""
+    """Call `action` on rank 0; every process returns its result, or raises its UserError or OSError."""
     value, error = broadcast(attempt(action) if process.is_main else None, process)
     if error:
         raise error
@@ -179,7 +178,7 @@ def on_main(action: Callable[[], T], process: Process) -> T:
 
 
 def attempt(action: Callable[[], T]) -> tuple[T | None, UserError | OSError | None]:
-    """What `action` returns and None, or None and the UserError or OSError that it raises."""
+    """Call `action`; returns its result and None, or None and the UserError or OSError that it raises."""
     try:
         return action(), None
     except (UserError, OSError) as error:

@@ -1,8 +1,7 @@
-"""Signals that ask a training run to stop in good order: a cluster sends them before it takes the machine away."""
+"""Signals that ask a training to save and stop: a cluster sends them before it takes the machine away."""
 
 import signal
 import threading
-from types import FrameType
 from typing import Any
 
 from utils.process.distributed import Process, maximum, stop_process
@@ -11,13 +10,13 @@ SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(s
 
 
 class StopSignals:
-    """Inside `with`, SIGTERM and SIGUSR1 are noted, however often they come, and do nothing else.
+    """Inside `with`, SIGTERM and SIGUSR1 are only noted.
 
-    Outside the main thread, where Python sets no handlers, they act as ever.
+    Outside the main thread, where Python sets no handlers, they act as usual.
     """
 
     def __init__(self) -> None:
-        self.noted = 0
+        self.received = 0
         self.previous: dict[int, Any] = {}
 
     def __enter__(self) -> "StopSignals":
@@ -29,21 +28,18 @@ class StopSignals:
         for number, handler in self.previous.items():
             signal.signal(number, handler or signal.SIG_DFL)
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self.noted = number
+    def _note(self, number: int, _: object) -> None:
+        self.received = number
 
     def agreed(self, process: Process) -> int:
-        """The number of a signal that any process has noted, 0 if none has; the same in all, each of which must call it.
-
-        A signal may reach them at different steps, or one of them only.
-        """
-        return maximum(self.noted, process)
+        """The number of a signal that any process has received, else 0; the same in all processes, which must all call this."""
+        return maximum(self.received, process)
 
 
-def leave() -> None:
-    """Part from the other processes, all of which have agreed to stop.
+def leave_process_group() -> None:
+    """Disconnect from the other processes after all have agreed to stop.
 
-    Signals are ignored from here on: a launcher that ends the last processes once the first is gone changes no exit code.
+    From here on signals are ignored: a launcher that terminates the last processes when the first ends changes no exit code.
     """
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)

@@ -37,7 +37,7 @@ def run_for_class(
         print(*list_classes(args.config, args.overrides), sep="\n")
         return
     config = load_config(args.config, args.overrides, sections, args.class_name, class_paths)
-    process = start_process(config.port)
+    process = start_process(config.saver.log_dir, config.port)
     start_log(config.saver.log_dir, process, log_name)
     action(config, process)
     stop_process()

@@ -27,7 +27,7 @@ def run_configured(path: str | Path, overrides: Sequence[str], sections: Iterabl
     The log is <saver.log_dir>/<name>.log. sections: that the configuration needs.
     """
     config = load_config(path, overrides, needs=sections)
-    process = start_process(config.port)
+    process = start_process(config.saver.log_dir, config.port)
     if config.dataset.separate:
         run_per_class(path, overrides, process, name, action)
     else:

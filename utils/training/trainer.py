@@ -16,7 +16,7 @@ from tqdm import tqdm
 from datasets.loading import ImageLoader
 from utils.errors import Interrupted, UserError
 from utils.process.checkpoint import BEST, LAST, PREVIOUS, remove_leftovers, save_checkpoint
-from utils.process.distributed import ALONE, Process, average, barrier, share_weights, to_device
+from utils.process.distributed import SINGLE_PROCESS, Process, average, barrier, share_weights, to_device
 from utils.process.log import Curves, open_tensorboard
 from utils.process.precision import autocast, choose_precision
 from utils.process.signals import StopSignals
@@ -48,7 +48,7 @@ class Trainer:
     optimizer: torch.optim.Optimizer
     scheduler: torch.optim.lr_scheduler.LRScheduler
     config: dict[str, Any]
-    process: Process = ALONE
+    process: Process = SINGLE_PROCESS
     best_by: str = "loss"
 
     # The position: what a checkpoint holds beside weights, optimiser, schedule and random states.

@@ -1,4 +1,4 @@
-"""Several processes (gloo, on the CPU) say and learn what one does. Run by torchrun, this file is one of the processes."""
+"""Several processes (gloo, on the CPU) learn and report the same as one. Run by torchrun, this file is one of the processes."""
 
 import argparse
 import csv
@@ -23,7 +23,7 @@ from utils.runs.start import build_loader, seed_run
 from utils.training.optimizer import build_optimizer, build_scheduler
 from utils.training.trainer import Trainer
 
-# Without noise of its own per process, and without AdamW's division, which makes much of rounding.
+# Without each process's own noise, and without AdamW's division, which amplifies rounding.
 EXACT = (
     "net.reconstruction.kwargs.dropout=0",
     "net.reconstruction.kwargs.feature_jitter=False",
@@ -67,7 +67,7 @@ def result(path: Path, name: str) -> tuple[dict[str, float], list[dict[str, str]
 
 @pytest.mark.parametrize("processes", [2, 3])
 def test_several_processes_evaluate_as_one(path: Path, processes: int) -> None:
-    """Two classes: of two processes each does one, of three the last does none."""
+    """There are two classes: two processes work on one each, a third on none."""
     image, pixel = {"name": "max", "kwargs": {"avgpool_size": [4, 4]}}, {"name": "pixel"}
     seven = {"auc": [image, pixel], "ap": [image, pixel], "f1max": [{"name": "mean"}, image, pixel], "aupro": [pixel]}
     metrics = f"evaluator.metrics={json.dumps(seven)}"
@@ -78,7 +78,7 @@ def test_several_processes_evaluate_as_one(path: Path, processes: int) -> None:
     (one, one_scores), (several, several_scores) = result(path, "result"), result(path, "several")
     assert len(one) == 3 * 8
     assert several == pytest.approx(one, abs=1e-5)
-    assert len(one_scores) == 9  # odd: neither is an image left out nor one counted twice
+    assert len(one_scores) == 9  # an odd number: no image is left out or counted twice
     for first, second in zip(one_scores, several_scores, strict=True):
         for name in ("max", "mean"):
             assert float(second.pop(name)) == pytest.approx(float(first.pop(name)), rel=1e-5)

@@ -1,4 +1,4 @@
-"""What a person can mend is one line that says what and where; it leaves no traceback and nothing half-written."""
+"""A user's mistake is one line that says what is wrong and where, without a traceback or half-written files."""
 
 import json
 import re
@@ -29,7 +29,7 @@ def checkpoint(tmp_path_factory) -> Path:
 
 
 def files(folder: Path) -> set[Path]:
-    """All that lies below the folder, apart from the log."""
+    """All files below the folder, except the log."""
     return {file for file in folder.rglob("*") if file.relative_to(folder).parts[0] != "log"}
 
 
@@ -59,7 +59,7 @@ def list_absent_image(folder: Path) -> None:
 
 @dataclass
 class Fault:
-    """A mistake: what is damaged, what is asked for, and what the line must say of it."""
+    """A mistake: the damage, the overrides, and what the error line must say."""
 
     message: str
     overrides: tuple[str, ...] = ()

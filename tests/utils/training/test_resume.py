@@ -225,8 +225,12 @@ def test_after_the_last_epoch_there_is_nothing_to_interrupt(path: Path) -> None:
 
 
 def test_ctrl_c_stays_as_it_is(path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt):
-        train_with(path, at=13, number=signal.SIGINT)
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored if the tests were started with nohup and &
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            train_with(path, at=13, number=signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, inherited)
     assert result(path)["epoch"] == 1
 
 

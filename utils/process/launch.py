@@ -1,0 +1,56 @@
+"""Start a tool in several processes on this machine: python launch.py COUNT TOOL ARGUMENT ...
+
+torchrun is not used because it ends with code 1 and a traceback however its processes end, and because it passes SIGUSR1 on
+only from PyTorch 2.9.
+"""
+
+import os
+import signal
+import socket
+import sys
+from contextlib import suppress
+
+SECONDS_TO_END = 30  # for the other processes after one has failed
+
+
+def launch(count: int, command: list[str]) -> int:
+    """Run `python command` in `count` processes, with the environment that torchrun gives its own; returns the exit code.
+
+    The first process that fails decides the code, and the others are then asked to end. SIGTERM and SIGUSR1 are passed on;
+    Ctrl-C reaches the processes without help.
+    """
+    running: list[int] = []
+
+    def send(number: int, _: object = None) -> None:
+        for pid in running:
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, send)
+    signal.signal(signal.SIGALRM, lambda *_: send(signal.SIGKILL))
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": os.environ.get("MASTER_PORT") or free_port(), "WORLD_SIZE": str(count)}
+    for rank in range(count):
+        env = {**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+        running.append(os.spawnve(os.P_NOWAIT, sys.executable, [sys.executable, *command], env))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    code = 0
+    while running:
+        pid, status = os.wait()
+        running.remove(pid)
+        failure = os.waitstatus_to_exitcode(status)  # -N is the death by signal N
+        if failure and not code:
+            code = failure if failure > 0 else 128 - failure
+            send(signal.SIGTERM)
+            signal.alarm(SECONDS_TO_END)
+    return code
+
+
+def free_port() -> str:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return str(server.getsockname()[1])
+
+
+if __name__ == "__main__":
+    sys.exit(launch(int(sys.argv[1]), sys.argv[2:]))
