@@ -1,4 +1,4 @@
-"""A vis decoder is trained for one class, below that class's folder, and draws the same whoever loads it."""
+"""A vis decoder is trained for one class, in the class's folder, and draws the same pictures after loading."""
 
 import subprocess
 from pathlib import Path
