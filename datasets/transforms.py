@@ -13,7 +13,7 @@ from utils.errors import UserError
 
 
 class Transform:
-    """Resize, augment where a random generator is given, then scale to [0, 1] and normalise.
+    """Resize, augment if a random generator is given, then scale to [0, 1] and normalise.
 
     input_size is (height, width); pixel_mean and pixel_std hold one number a channel, in the image's channel order, which
     is `color_mode`. colorjitter holds the arguments of `ColorJitter`; None turns it off.
@@ -44,7 +44,7 @@ class Transform:
     def __call__(
         self, image: np.ndarray, mask: np.ndarray | None, rng: np.random.Generator | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """image h x w x 3 uint8, mask h x w uint8 or None (nothing marked), rng None = no augmentation.
+        """image h x w x 3 uint8, mask h x w uint8 or None (nothing marked), rng None: no augmentation.
 
         Returns the image, 3 x H x W float32, and the mask, 1 x H x W float32 in {0, 1}.
         """

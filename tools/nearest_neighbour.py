@@ -17,8 +17,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from utils.process.arguments import add_config_arguments, positive_int, tool_parser
 from utils.process.cli import run
+from utils.runs.main import run_configured
 from utils.runs.nearest_neighbour import evaluate_nearest_neighbour
-from utils.runs.per_class import run_configured
 
 SECTIONS = ("dataset", "criterion", "saver", "evaluator", "net")
 NAME = "nearest_neighbour"

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from utils.process.arguments import add_config_arguments, tool_parser
 from utils.process.cli import run
 from utils.runs.evaluate import evaluate_checkpoint
-from utils.runs.per_class import run_configured
+from utils.runs.main import run_configured
 from utils.runs.train import train
 
 SECTIONS = ("dataset", "criterion", "trainer", "saver", "evaluator", "net")

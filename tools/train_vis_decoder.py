@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from utils.config import CLASS_OUTPUTS
 from utils.process.cli import run
-from utils.runs.class_tool import class_parser, run_for_class
+from utils.runs.main import class_parser, run_for_class
 from utils.runs.vis_decoder import draw_check_images, train_decoder, training_classes
 
 SECTIONS = ("dataset", "criterion", "trainer", "saver", "net")
@@ -29,7 +29,7 @@ def main() -> None:
     args = parser.parse_intermixed_args()
     action = draw_check_images if args.visualize else partial(train_decoder, overwrite=args.overwrite)
     log_name = "vis" if args.visualize else "train"
-    run_for_class(args, training_classes, action, SECTIONS, log_name, CLASS_OUTPUTS)
+    run_for_class(args, training_classes, SECTIONS, log_name, action, CLASS_OUTPUTS)
 
 
 if __name__ == "__main__":

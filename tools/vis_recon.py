@@ -10,7 +10,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from utils.process.cli import run
-from utils.runs.class_tool import class_parser, run_for_class
+from utils.runs.main import class_parser, run_for_class
 from utils.runs.vis_recon import draw_reconstructions, recon_classes
 
 SECTIONS = ("data", "saver", "net")
@@ -19,7 +19,7 @@ SECTIONS = ("data", "saver", "net")
 def main() -> None:
     args = class_parser(__doc__).parse_intermixed_args()
     draw = partial(draw_reconstructions, class_name=args.class_name)
-    run_for_class(args, recon_classes, draw, SECTIONS, log_name=f"vis_recon_{args.class_name}")
+    run_for_class(args, recon_classes, SECTIONS, f"vis_recon_{args.class_name}", draw)
 
 
 if __name__ == "__main__":

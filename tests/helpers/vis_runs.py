@@ -58,7 +58,7 @@ visualization: {vis_freq_epoch: 1, vis_dir: vis}
 
 
 def make(folder: Path) -> Path:
-    """tests.helpers.tiny's data, cup with 5 test images and tile with 4, and the configuration of their decoders: its path."""
+    """Write tests.helpers.tiny's data (5 test images of cup, 4 of tile) and a configuration of decoders; returns its path."""
     path = tiny.make(folder)
     path.write_text(CONFIG)
     return path

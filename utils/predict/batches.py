@@ -72,7 +72,7 @@ def score_batch(predictor: Predictor, batch: list[Result]) -> None:
     if not good:
         return
     started = time.perf_counter()
-    scores, maps = predictor.run([result.prepared for result in good])
+    scores, maps = predictor.engine(np.stack([result.prepared for result in good]))
     share = (time.perf_counter() - started) / len(good)
     for result, score, anomaly_map in zip(good, scores, maps, strict=True):
         result.score, result.anomaly_map = float(score), anomaly_map

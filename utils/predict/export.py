@@ -117,12 +117,12 @@ def metadata_of(engine: TorchEngine, dataset: dict[str, Any]) -> dict[str, Any]:
         "resample": engine.resample,
         "score": engine.score,
         "calibration": engine.calibration and engine.calibration.to_dict(),
-        "classes": training_classes(dataset),
+        "classes": known_classes(dataset),
         "epoch": engine.epoch,
     }
 
 
-def training_classes(dataset: dict[str, Any]) -> list[str]:
+def known_classes(dataset: dict[str, Any]) -> list[str]:
     """The classes of the training images, sorted; none if the list is gone."""
     if dataset["type"] == "cifar10":
         return ["cifar"]

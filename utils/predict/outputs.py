@@ -109,11 +109,9 @@ class Output:
             self._append("".join(lines))
 
     def _append(self, text: str) -> None:
-        data = text.encode("utf-8", "surrogateescape")
         try:
-            with open(self.scores, "ab", buffering=0) as file:
-                while data:
-                    data = data[file.write(data) :]
+            with open(self.scores, "ab") as file:
+                file.write(text.encode("utf-8", "surrogateescape"))
         except OSError as error:
             raise UserError(f"{self.scores}: cannot be written ({error.strerror})") from None
 

@@ -69,7 +69,7 @@ class Predictor:
         scores, maps = [], []
         for start in range(0, len(image), batch_size):
             pictures = [to_rgb(picture) for picture in image[start : start + batch_size]]
-            batch = self.run([self.prepare(rgb) for rgb in pictures])
+            batch = self.engine(np.stack([self.prepare(rgb) for rgb in pictures]))
             for rgb, score, anomaly_map in zip(pictures, *batch, strict=True):
                 if not np.isfinite(anomaly_map).all():
                     number = len(scores) + 1
@@ -83,10 +83,6 @@ class Predictor:
         if self.engine.color_mode == "GRAY":  # before resizing, as in training
             rgb = convert_color(rgb, "GRAY")
         return resize(rgb, self.engine.input_size, RESAMPLE[self.engine.resample])
-
-    def run(self, prepared: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        """Scores, B, and maps, B x H x W float32, of B images from `prepare`."""
-        return self.engine(np.stack(prepared))
 
 
 def resize_map(anomaly_map: np.ndarray, size: Sequence[int]) -> np.ndarray:

@@ -106,7 +106,7 @@ def fit(batches: Iterable[tuple[Tensor, Tensor]], chosen: Tensor, stride: int) -
     return NearestNeighbour(standardise, torch.cat(tokens), stride)
 
 
-def read_features(network: nn.Module, loader: ImageLoader, process: Process) -> Iterator[tuple[Tensor, Tensor]]:
+def feature_batches(network: nn.Module, loader: ImageLoader, process: Process) -> Iterator[tuple[Tensor, Tensor]]:
     """For each batch the images' positions in the data set and their features, BxCxhxw."""
     network.eval()
     for batch in tqdm(loader, desc="sample", leave=False, disable=None):
@@ -137,7 +137,7 @@ def evaluate_nearest_neighbour(config: EasyDict, process: Process, tokens: int) 
     times.append(time.perf_counter())
     size, stride = config.dataset.input_size, neck["kwargs"]["outstrides"][0]
     chosen = choose_places(len(images["train"]), math.prod(side // stride for side in size), tokens, seed)
-    neighbour = fit(read_features(network, train_loader, process), chosen, stride)
+    neighbour = fit(feature_batches(network, train_loader, process), chosen, stride)
     network.add_module(last["name"], neighbour)
     counts = (len(neighbour.tokens), len(images["train"]), len(images["test"]))
     log.info("nearest of %d tokens from %d training images; %d test images; %s", *counts, describe_process(process))

@@ -1,7 +1,7 @@
 """One model a class, for comparison with one for all: dataset.separate of train_val.py and nearest_neighbour.py."""
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from easydict import EasyDict
@@ -9,7 +9,7 @@ from easydict import EasyDict
 from datasets.lists import read_list
 from utils.config import load_config
 from utils.errors import UserError
-from utils.process.distributed import Process, start_process, stop_process
+from utils.process.distributed import Process
 from utils.process.log import start_log
 
 # The model of a class reads and writes below <configuration's folder>/<class>/; so does save_recon.
@@ -19,21 +19,6 @@ PICTURES = ("evaluator.vis_compound.save_dir", "evaluator.vis_single.save_dir")
 Action = Callable[[EasyDict, Process], None]
 
 log = logging.getLogger("uniad")
-
-
-def run_configured(path: str | Path, overrides: Sequence[str], sections: Iterable[str], name: str, action: Action) -> None:
-    """Call `action`, training or evaluation, with the configuration or, with dataset.separate, for each class by itself.
-
-    The log is <saver.log_dir>/<name>.log. sections: that the configuration needs.
-    """
-    config = load_config(path, overrides, needs=sections)
-    process = start_process(config.saver.log_dir, config.port)
-    if config.dataset.separate:
-        run_per_class(path, overrides, process, name, action)
-    else:
-        start_log(config.saver.log_dir, process, name)
-        action(config, process)
-    stop_process()
 
 
 def run_per_class(path: str | Path, overrides: Sequence[str], process: Process, name: str, action: Action) -> None:

@@ -108,26 +108,26 @@ def load_decoder(config: EasyDict, process: Process) -> nn.Module:
     return network.eval()
 
 
+@torch.no_grad()
 def draw_pairs(network: nn.Module, data: ImageDataset, indices: Iterable[int]) -> Iterator[tuple[int, np.ndarray]]:
-    """Index and `draw_pair` of each image. An unreadable one raises UserError or, with on_bad_image "skip", is logged."""
+    """Each index with its image, as the network takes it, above its decoded features: 2H x W x 3 uint8 RGB.
+
+    An unreadable image raises UserError or, with on_bad_image "skip", is logged.
+    """
+    network.eval()
+    device = next(network.parameters()).device
+    mean, std = (values.flatten().tolist() for values in (data.transform.mean, data.transform.std))
     for index in indices:
         try:
-            yield index, draw_pair(network, data, index)
+            image = data[index]["image"][None].to(device)
         except UserError as error:
             if data.on_bad_image == "stop":
                 raise
             log.warning("skipped: %s", error)
-
-
-@torch.no_grad()
-def draw_pair(network: nn.Module, data: ImageDataset, index: int) -> np.ndarray:
-    """Image `index` as the network takes it, above its decoded features: 2H x W x 3 uint8 RGB."""
-    network.eval()
-    device = next(network.parameters()).device
-    outputs = network({"image": data[index]["image"][None].to(device)})
-    mean, std = (values.flatten().tolist() for values in (data.transform.mean, data.transform.std))
-    pair = np.vstack([to_picture(outputs[key][0], mean, std) for key in ("image", "image_rec")])
-    return np.ascontiguousarray(pair[..., ::-1]) if data.transform.bgr else pair
+            continue
+        outputs = network({"image": image})
+        pair = np.vstack([to_picture(outputs[key][0], mean, std) for key in ("image", "image_rec")])
+        yield index, np.ascontiguousarray(pair[..., ::-1]) if data.transform.bgr else pair
 
 
 def to_picture(image: Tensor, pixel_mean: Sequence[float], pixel_std: Sequence[float]) -> np.ndarray:

@@ -60,7 +60,7 @@ class SavedFeatures(Dataset):
     def __getitem__(self, index: int) -> dict[str, str | Tensor]:
         name, filename = self.items[index]
         image, _ = self.transform(self.reader.read(filename), None, None)
-        features = read_features(self.folder / f"{name}.npy", self.shape)
+        features = read_feature_file(self.folder / f"{name}.npy", self.shape)
         return {"name": str(name), "image": image, "feature_rec": torch.from_numpy(features)}
 
 
@@ -126,7 +126,7 @@ def find_features(cfg: EasyDict, class_name: str | None = None) -> list[PurePath
     return chosen
 
 
-def read_features(path: Path, shape: tuple[int, int, int]) -> np.ndarray:
+def read_feature_file(path: Path, shape: tuple[int, int, int]) -> np.ndarray:
     """C x h x w float32. Raises UserError naming the file if it holds something else."""
     try:
         with open(path, "rb") as file:

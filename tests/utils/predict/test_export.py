@@ -1,4 +1,4 @@
-"""An exported network says what the checkpoint says, knows what it needs to know, and runs without torch."""
+"""An exported network gives the outputs of its checkpoint, holds the metadata a predictor needs, and runs without torch."""
 
 import csv
 import json
@@ -146,7 +146,7 @@ def test_the_colour_mode_is_inside(trained, color_mode, kind):
     inputs = images if kind == "uint8" else images.astype(np.float32) / 255
     with torch.no_grad():
         scores, maps = (x.numpy() for x in ImageToMap(engine)(torch.from_numpy(inputs)))
-    if color_mode == "GRAY":  # an engine is given such images with three equal channels
+    if color_mode == "GRAY":  # an engine takes grey images as three equal channels
         images = np.stack([cv2.cvtColor(cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB) for rgb in images])
     expected_scores, expected_maps = engine(images)
     assert np.abs(maps - expected_maps).max() <= 1e-4 * np.ptp(expected_maps)

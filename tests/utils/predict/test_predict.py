@@ -1,4 +1,4 @@
-"""tools/predict.py: every image gets one line and one picture, whatever it is called, whatever happens in between."""
+"""tools/predict.py: every image gets one line and one picture, for any name, and also after a kill."""
 
 import csv
 import json
@@ -32,7 +32,7 @@ def image(trained: Path) -> Path:
 
 @pytest.fixture
 def run(checkpoint: Path, tmp_path: Path, monkeypatch, capsys):
-    """The tool in this process: run(input, ..., option, ...) writes tmp_path/out and returns what it says."""
+    """The tool in this process: run(input, ..., option, ...) writes tmp_path/out and returns what it prints."""
 
     def call(*args: object, out: Path = tmp_path / "out") -> str:
         given = ["predict.py", "--checkpoint", str(checkpoint), "--out", str(out), *map(str, args)]
@@ -134,7 +134,7 @@ def test_an_image_is_defective_above_the_threshold(run, trained: Path, tmp_path:
 
 @pytest.fixture
 def calibrated(checkpoint: Path):
-    """A function that writes a calibration: everything is defective, but of the class cup nothing."""
+    """A function that writes a calibration in which everything is defective except the class cup."""
     path = checkpoint.with_name("calibration.json")
 
     def write(sha256: str) -> None:
@@ -280,6 +280,29 @@ def test_a_camera_that_is_not_there_is_said(run) -> None:
         run(63)
 
 
+def test_a_camera_has_a_line_a_frame_and_continues_its_numbers(run, monkeypatch, tmp_path: Path) -> None:
+    class Camera:
+        """Gives five frames."""
+
+        def __init__(self, number: int) -> None:
+            self.frames = [np.full((8, 8, 3), 40 * i, np.uint8) for i in range(5)]
+
+        def grab(self) -> bool:
+            return bool(self.frames)
+
+        def retrieve(self) -> tuple[bool, np.ndarray]:
+            return True, self.frames.pop()
+
+        def release(self) -> None:
+            pass
+
+    monkeypatch.setattr(cv2, "VideoCapture", Camera)
+    run(3, "--frames", 2)
+    assert files(tmp_path / "out") == ["camera3#0", "camera3#1"]
+    assert "camera 3 gives no more images" in run(3)
+    assert files(tmp_path / "out") == [f"camera3#{number}" for number in range(7)]
+
+
 def test_a_camera_stands_by_itself(run, image: Path) -> None:
     with pytest.raises(UserError, match="camera is predicted by itself"):
         run("0", image)
@@ -302,7 +325,7 @@ def test_no_image_predicted_is_an_error(run, tmp_path: Path) -> None:
         run(tmp_path / "text.png")
 
 
-# --- going on ---
+# --- continuing ---
 
 
 def test_killed_in_the_middle_it_goes_on_without_loss_or_repeat(checkpoint: Path, image: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The Predictor in code: the numbers of evaluation, for images from wherever they come, with or without torch."""
+"""The Predictor in code: the numbers of evaluation, for images of any source, with or without torch."""
 
 import csv
 import subprocess
@@ -30,7 +30,7 @@ def photo(tmp_path_factory) -> np.ndarray:
 
 
 def evaluated(path: Path, *overrides: str) -> dict[str, dict[str, float]]:
-    """By image its scores in scores.csv, which is written anew where there are overrides."""
+    """The scores of each image in scores.csv; with overrides the evaluation runs again first."""
     if overrides:
         tiny.evaluate(path, *overrides)
     with open(path.parent / "result/scores.csv", newline="") as file:

@@ -253,7 +253,7 @@ def test_a_list_of_other_normal_images_serves_as_well(run, trained: Path, checkp
 
 
 def altered(checkpoint: Path, path: Path, holdout: float | None) -> Path:
-    """The checkpoint as one that was trained with another holdout; None: as a published one, without configuration."""
+    """The checkpoint with another holdout in its configuration; None: without configuration, like a published one."""
     content = torch.load(checkpoint, weights_only=True)
     if holdout is None:
         del content["config"]
@@ -295,7 +295,7 @@ def test_the_tool_ends_with_a_line_and_runs_from_anywhere(trained: Path, checkpo
     assert line.startswith("error: ")
 
 
-# --- what becomes of it ---
+# --- who uses it ---
 
 
 def test_a_calibration_of_another_checkpoint_or_score_is_noticed(run, checkpoint: Path, tmp_path: Path, caplog) -> None:

@@ -1,4 +1,4 @@
-"""tools/nearest_neighbour.py: distances to some random normal tokens, evaluated and written as a trained model's are."""
+"""tools/nearest_neighbour.py: distances to some random normal tokens, evaluated like a trained model."""
 
 import json
 import subprocess
@@ -26,7 +26,7 @@ PLACES = GRID[0] * GRID[1]
 
 @pytest.fixture
 def normal() -> Tensor:
-    """Normal features, N x C x h x w, of channels with other means and deviations."""
+    """Normal features, N x C x h x w; each channel has its own mean and deviation."""
     scale = torch.tensor([0.1, 1.0, 3.0, 10.0, 100.0])[:, None, None]
     return torch.randn((IMAGES, CHANNELS, *GRID), generator=torch.Generator().manual_seed(0)) * scale + 5 * scale
 
@@ -37,7 +37,7 @@ def fit_to(features: Tensor, tokens: int = 10**6, seed: int = 0, batch: int = 4)
 
 
 def averaged(features: Tensor) -> np.ndarray:
-    """The mean of each place's eight neighbours, zeros beyond the grid, and itself, N x h x w x C, place by place."""
+    """The mean of each place and its eight neighbours, zeros outside the grid, computed one by one: N x h x w x C."""
     grids = features.numpy().astype(np.float64).transpose(0, 2, 3, 1)
     h, w = GRID
     near = [[grids[:, max(0, y - 1) : y + 2, max(0, x - 1) : x + 2].sum(axis=(1, 2)) / 9 for x in range(w)] for y in range(h)]
@@ -71,7 +71,7 @@ def test_the_map_has_the_images_size_and_the_distances_at_its_corners(normal: Te
 
 def test_a_channel_that_never_changes_counts_nothing(normal: Tensor):
     normal[:, 1] = 0.1
-    normal[::2, 1] = torch.tensor(0.1).nextafter(torch.tensor(1.0))  # but for the last bit
+    normal[::2, 1] = torch.tensor(0.1).nextafter(torch.tensor(1.0))  # except for the last bit
     neighbour = fit_to(normal, tokens=20)
     changed = normal.clone()
     changed[:, 1] = 50.0
@@ -139,7 +139,7 @@ def test_chosen_tokens_of_skipped_images_only_are_an_error(normal: Tensor):
 
 
 def run(path: Path, *args: str, code: int = 0) -> str:
-    """What it says on the terminal, run from another folder."""
+    """The tool's output, run from another folder."""
     arguments = tiny.command(path, *args, script=TOOL)
     outcome = subprocess.run(arguments, cwd="/", env=tiny.environment(), capture_output=True, text=True, check=False)
     assert outcome.returncode == code, outcome.stderr

@@ -1,4 +1,4 @@
-"""One model a class (dataset.separate): each is the one trained by itself, below its folder, and their tables are joined."""
+"""One model a class (dataset.separate): each equals the model trained alone, in its own folder; their tables are joined."""
 
 import json
 import logging
@@ -27,7 +27,7 @@ NAMES = ("mean", "std", "max", "pixel")
 
 @pytest.fixture(scope="module")
 def scripts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """An experiment trained by `sh train_torch.sh 2 cpu dataset.separate=True`, and what that printed."""
+    """An experiment trained by `sh train_torch.sh 2 cpu dataset.separate=True`, and its output."""
     experiment = copy_project(tmp_path_factory.mktemp("a folder with spaces") / "project")
     done = sh(experiment / "train_torch.sh", "2", "cpu", *SEPARATE, cwd=experiment.parent)
     assert done.returncode == 0, done.stderr
@@ -41,7 +41,7 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def run() -> Iterator:
-    """Trains, or with evaluate=True evaluates, one model a class in this process; the log is put back afterwards."""
+    """Trains, or with evaluate=True evaluates, one model a class in this process; the log is restored afterwards."""
     log, threads = logging.getLogger("uniad"), torch.get_num_threads()
     before = log.level, log.propagate, list(log.handlers)
 
@@ -70,7 +70,7 @@ def assert_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -
 
 
 def assert_joined(folder: Path) -> None:
-    """The result folder of the experiment `folder` holds the numbers of its classes' own, and their means."""
+    """The result folder of the experiment `folder` holds the numbers of its classes' result folders, and their means."""
     joined = read_metrics(folder / "result")
     of_classes = {clsname: read_metrics(folder / clsname / "result") for clsname in ("cup", "tile")}
     assert list(joined) == [f"{clsname}_{name}_auc" for clsname in ("cup", "tile", "mean") for name in NAMES]

@@ -1,4 +1,4 @@
-"""A vis decoder is trained for one class, below that class's folder, and draws the same whoever loads it."""
+"""A vis decoder is trained for one class, in the class's folder, and draws the same pictures after loading."""
 
 import subprocess
 from pathlib import Path
@@ -16,7 +16,7 @@ from utils.errors import UserError
 from utils.process.checkpoint import load_checkpoint
 from utils.process.distributed import Process
 from utils.report.drawing import save_picture
-from utils.runs.vis_decoder import check_set, draw_check_images, draw_pair, load_decoder, training_classes
+from utils.runs.vis_decoder import check_set, draw_check_images, draw_pairs, load_decoder, training_classes
 
 SECTIONS = ("dataset", "criterion", "trainer", "saver", "net")
 
@@ -134,7 +134,7 @@ def test_a_decoder_that_was_saved_and_loaded_draws_the_same_picture(trained: Pat
     checks = check_set(config)
     with one_thread():
         network = load_decoder(config, Process())
-        sheet = np.hstack([draw_pair(network, checks, index) for index in range(len(checks))])
+        sheet = np.hstack([pair for _, pair in draw_pairs(network, checks, range(len(checks)))])
     save_picture(tmp_path / "sheet.jpg", sheet)
     assert (tmp_path / "sheet.jpg").read_bytes() == (trained.parent / "cup/vis/epoch_0002.jpg").read_bytes()
 
@@ -143,9 +143,10 @@ def test_drawing_changes_nothing_in_the_network(trained: Path) -> None:
     config = load(trained)
     network = build_network(config.net, with_pretrained=False).train()
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    pair = draw_pair(network, check_set(config), 0)
+    ((_, pair),) = draw_pairs(network, check_set(config), [0])
     assert same(network.state_dict(), before)
-    assert np.array_equal(draw_pair(network, check_set(config), 0), pair)
+    ((_, again),) = draw_pairs(network, check_set(config), [0])
+    assert np.array_equal(again, pair)
 
 
 @pytest.mark.parametrize(
@@ -159,7 +160,7 @@ def test_drawing_changes_nothing_in_the_network(trained: Path) -> None:
 def test_the_upper_half_is_the_image_in_its_colours(path: Path, override: str) -> None:
     tiny.save_image(path.parent / "data/cup/test/good/000.png", np.full((64, 64, 3), (0, 100, 250), np.uint8))  # BGR
     config = load(path, "cup", override)
-    pair = draw_pair(build_network(config.net, with_pretrained=False), check_set(config), 0)
+    ((_, pair),) = draw_pairs(build_network(config.net, with_pretrained=False), check_set(config), [0])
     assert pair.shape == (128, 64, 3)
     assert (pair[:64] == (250, 100, 0)).all()
 

@@ -1,4 +1,4 @@
-"""vis_query draws the learned queries of every decoder layer, in order, then what stands in their place would give."""
+"""vis_query draws the learned queries of every decoder layer, in order, then the baselines."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from utils.runs.vis_query import draw_queries, query_classes
 
 TOOL = tiny.ROOT / "tools" / "vis_query.py"
 SECTIONS = ("data", "vis_query", "saver", "net")
-SIZE, LAYERS = 64, 11  # more than ten, whose names sort otherwise than their numbers
+SIZE, LAYERS = 64, 11  # more than ten: sorted by name, layer 10 would come before layer 2
 BAR = SIZE // 11  # the label above a panel
 
 CONFIG = (
@@ -104,7 +104,7 @@ def panels(strip: Path, bar: int = BAR) -> list[np.ndarray]:
 
 
 def alike(one: np.ndarray, other: np.ndarray) -> bool:
-    """The same picture, apart from what JPEG does to it: within each block of 8x8 pixels."""
+    """The same picture except for JPEG artefacts, which stay within blocks of 8x8 pixels."""
     return np.abs(cv2.resize(one.astype(float) - other, None, fx=1 / 8, fy=1 / 8, interpolation=cv2.INTER_AREA)).mean() < 4
 
 
@@ -134,7 +134,7 @@ def test_the_random_baseline_follows_from_the_seed(path: Path) -> None:
     after = panels(draw(path, "random_seed=4"))
     differs = [not np.array_equal(one, other) for one, other in zip(before, after, strict=True)]
     assert differs[LAYERS]
-    assert not any(differs[: LAYERS - 1] + differs[LAYERS + 2 :])  # JPEG spreads it to the panels beside
+    assert not any(differs[: LAYERS - 1] + differs[LAYERS + 2 :])  # JPEG spreads the difference to the neighbouring panels
 
 
 def test_labels_can_be_left_out(path: Path) -> None:
@@ -143,7 +143,7 @@ def test_labels_can_be_left_out(path: Path) -> None:
 
 
 def test_queries_of_standardised_features_are_drawn_in_the_backbone_s_units(path: Path) -> None:
-    """The same function of the tokens: standardising undone is one more factor and offset a channel of the projection."""
+    """The projection gives standardised features here; with the statistics undone the pictures are the same."""
     expected = panels(draw(path))
     state = load_checkpoint(path.parent / "checkpoints/ckpt.pth.tar")["state_dict"]
     channels = state["module.reconstruction.output_proj.bias"].shape[0]

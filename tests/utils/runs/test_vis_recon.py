@@ -1,4 +1,4 @@
-"""vis_recon draws every image whose features were saved: what UniAD made of it, beside what the decoder makes of it."""
+"""vis_recon draws every image whose features were saved: its decoded reconstruction and its decoded input features."""
 
 import logging
 from collections.abc import Callable
@@ -43,7 +43,7 @@ UNIAD = ["net.neck.kwargs.outstrides=[16]", "net.reconstruction.kwargs.save_reco
 
 
 def save_network(path: Path, to: str, *overrides: str, class_name: str | None = None) -> None:
-    """A checkpoint of the configuration's network with weights that follow from their names, so that all have one backbone."""
+    """A checkpoint of the configuration's network. Weights depend on their names only, so all checkpoints share a backbone."""
     network = golden_weights(build_network(load_config(path, overrides, class_name=class_name).net))
     if isinstance(network.reconstruction, VisDecoder):
         with torch.no_grad():  # features of such a backbone are small: draw them with contrast
@@ -105,7 +105,7 @@ def panels(picture: Path) -> dict[str, np.ndarray]:
 
 
 def alike(one: np.ndarray, other: np.ndarray) -> bool:
-    """The same picture, apart from what JPEG does to it: within each block of 8x8 pixels."""
+    """The same picture except for JPEG artefacts, which stay within blocks of 8x8 pixels."""
     difference = np.broadcast_to(one.astype(float) - other, one.shape)
     return np.abs(cv2.resize(difference, None, fx=1 / 8, fy=1 / 8, interpolation=cv2.INTER_AREA)).mean() < 4
 
@@ -136,7 +136,7 @@ def test_the_panels_are_the_image_and_both_features_as_the_decoder_draws_them(ev
 
 
 def test_a_picture_does_not_depend_on_those_drawn_with_it(evaluated: Path, path: Path) -> None:
-    """Statistics of a batch have no part in it."""
+    """Batch statistics do not enter a picture."""
     name = "hole/001"
     save_features(path, name, np.load(evaluated.parent / f"features/cup/{name}.npy"))
     alone, together = (panels(folder / f"{name}.jpg") for folder in (draw(path), evaluated.parent / "pictures/cup"))
@@ -145,7 +145,7 @@ def test_a_picture_does_not_depend_on_those_drawn_with_it(evaluated: Path, path:
 
 
 def test_where_nothing_was_changed_both_drawings_agree_and_the_map_is_cold(path: Path) -> None:
-    """Its scale is the class's: an image whose own features were saved stays cold beside one with a changed place."""
+    """All images share a scale: one with unchanged features stays cold beside one with a changed place."""
     data, last = path.parent / "data/cup", "train/good/004"
     (data / f"{last}.png").write_bytes((data / "test/good/000.png").read_bytes())
     save_features(path, "good/000", random_features())
