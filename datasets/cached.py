@@ -28,11 +28,6 @@ def row_sizes(key: dict[str, Any]) -> dict[str, int]:
     return {"features.bin": features, "masks.bin": -(-math.prod(key["input_size"]) // 8), "sizes.bin": 8}
 
 
-def open_rows(folder: Path, key: dict[str, Any], mode: str = "r") -> list[np.memmap]:
-    """The three files as N x bytes, in the order of row_sizes."""
-    return [np.memmap(folder / name, np.uint8, mode, shape=(key["shape"][0], size)) for name, size in row_sizes(key).items()]
-
-
 def is_whole(folder: Path, key: dict[str, Any]) -> bool:
     """Whether the folder holds a finished cache of this key."""
     try:
@@ -66,7 +61,8 @@ class FeatureDataset(SampleReader):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         if not self.rows:
-            self.rows = open_rows(self.folder, self.key)
+            sizes = row_sizes(self.key).items()
+            self.rows = [np.memmap(self.folder / name, np.uint8, "r", shape=(len(self), size)) for name, size in sizes]
         features, mask, size = (np.array(rows[index]) for rows in self.rows)  # copies of bytes
         height, width = self.key["input_size"]
         original_height, original_width = size.view(np.int32).tolist()

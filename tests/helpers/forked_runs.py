@@ -1,4 +1,4 @@
-"""Runs of train_val.py in children of the test's own process, which need not import torch anew and can be killed."""
+"""Runs of train_val.py in forks of the test process: they need not import torch again, and tests can kill them."""
 
 import contextlib
 import io
@@ -17,7 +17,7 @@ import torch
 
 from tests.helpers import tiny
 
-TIMEOUT = 60  # seconds after which a process that should have ended or spoken fails the test
+TIMEOUT = 60  # seconds to wait for a process's output or end before the test fails
 
 
 class Forked:
@@ -25,14 +25,14 @@ class Forked:
 
     def __init__(self, path: Path, args: tuple[str, ...], environment: dict[str, str], output: Path) -> None:
         self.output = output
-        output.write_bytes(b"")  # what an earlier one said
+        output.write_bytes(b"")  # an earlier run's output
         self.process: BaseProcess = multiprocessing.get_context("fork").Process(
             target=run, args=(path, args, environment, output)
         )
         self.process.start()
 
     def wait_for(self, text: str) -> None:
-        """Until the process has said it; while it runs."""
+        """Wait until the process has printed the text; fail if it ends first."""
         deadline = time.monotonic() + TIMEOUT
         while text not in self.said():
             assert self.process.is_alive(), self.said()
@@ -50,9 +50,9 @@ class Forked:
 
 @contextlib.contextmanager
 def fork(path: Path, *args: str, processes: int = 1, folder: Path | None = None) -> Iterator[list[Forked]]:
-    """Start `train_val.py --config path *args` in `processes`, rank by rank; none is left behind.
+    """Start `train_val.py --config path *args` in several processes; all are killed at the end.
 
-    What they print is kept in `folder`, or else beside the configuration.
+    Their output goes to `folder`, by default beside the configuration.
     """
     address = {}
     if processes > 1:
@@ -71,9 +71,9 @@ def fork(path: Path, *args: str, processes: int = 1, folder: Path | None = None)
 
 
 def run(path: Path, args: tuple[str, ...], environment: dict[str, str], output: Path) -> None:
-    """What the child does."""
+    """The child's work."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    torch.set_num_threads(1)  # of the parent's threads a child has none
+    torch.set_num_threads(1)  # a forked child has none of its parent's threads
     with open(output, "wb") as file:
         for stream in (1, 2):
             os.dup2(file.fileno(), stream)

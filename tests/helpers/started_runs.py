@@ -1,4 +1,4 @@
-"""Runs of the tiny data in processes that can be signalled and killed, and what they leave: checkpoints and curves."""
+"""Runs on the tiny data in processes that tests can signal and kill, and readers of their checkpoints and curves."""
 
 import contextlib
 import os
@@ -18,27 +18,27 @@ from tests.helpers import tiny
 from utils.process.checkpoint import LAST, load_checkpoint
 
 EPOCHS, STEPS = 4, 10  # of the tiny data set's 10 images, one a step in one process
-TIMEOUT = 120  # seconds after which a process that should have ended or spoken fails the test
+TIMEOUT = 120  # seconds to wait for a process's output or end before the test fails
 RUN = (
     f"trainer.max_epoch={EPOCHS}",
     "trainer.val_freq_epoch=2",
     "trainer.print_freq_step=1",
     "trainer.tb_freq_step=1",
     "dataset.batch_size=1",
-    "dataset.train.hflip=True",  # so images are read in training, and drawn anew every epoch
+    "dataset.train.hflip=True",  # so training reads images, and augments them differently every epoch
     "saver.auto_resume=True",
 )
 
 
 @dataclass
 class Started:
-    """A run in processes of its own, rank by rank, each the leader of a process group."""
+    """A run in separate processes, by rank, each the leader of its own process group."""
 
     ranks: list[subprocess.Popen]
-    output: Path  # what rank 0 says
+    output: Path  # rank 0's stdout and stderr
 
     def wait_for(self, text: str) -> None:
-        """Until rank 0 has said it; while the run goes on."""
+        """Wait until rank 0 has printed the text; fail if the run ends first."""
         deadline = time.monotonic() + TIMEOUT
         while text not in self.output.read_text():
             assert self.ranks[0].poll() is None, self.output.read_text()
@@ -51,7 +51,7 @@ class Started:
 
 @contextlib.contextmanager
 def start(path: Path, *overrides: str, processes: int = 1, script: Path = tiny.TRAIN_VAL) -> Iterator[Started]:
-    """Start a tool in `processes` of which each is told its rank, as a launcher tells it; none is left behind."""
+    """Start a tool in several processes, with the environment a launcher sets; all are killed at the end."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
@@ -73,14 +73,14 @@ def start(path: Path, *overrides: str, processes: int = 1, script: Path = tiny.T
 
 
 def result(path: Path, name: str = LAST) -> dict[str, Any]:
-    """A checkpoint's content without its configuration, in which folders differ."""
+    """A checkpoint's content without its configuration, because folders differ."""
     content = load_checkpoint(path.parent / "checkpoints" / name)
     del content["config"]
     return content
 
 
 def curve(path: Path, tag: str) -> list[tuple[int, float]]:
-    """(step, value) as TensorBoard shows them: files in order, and a start of a session hides what it is to write again."""
+    """(step, value) as TensorBoard shows them: files in order; a session's start hides earlier points from its step on."""
     points: list[tuple[int, float]] = []
     for file in sorted((path.parent / "log/tensorboard").iterdir(), key=lambda file: (file.stat().st_mtime_ns, file.name)):
         for event in events(file):
@@ -91,7 +91,7 @@ def curve(path: Path, tag: str) -> list[tuple[int, float]]:
 
 
 def events(file: Path) -> Iterator[Event]:
-    """Each record is its length in 8 bytes, 4 of checksum, its content, and 4 of checksum; the last may be cut."""
+    """A record is 8 bytes of length, 4 of checksum, the content, and 4 of checksum; the last one may be incomplete."""
     data, place = file.read_bytes(), 0
     while len(data) >= place + 12:
         (length,) = struct.unpack_from("<Q", data, place)

@@ -1,34 +1,20 @@
-"""YAML in, a validated EasyDict with every default and derived value out."""
+"""Reads a configuration: YAML, its base, overrides; the result is checked, complete and has absolute paths."""
 
-import logging
-import math
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 import yaml
 from easydict import EasyDict
 
-from models.backbones.specs import layer_outputs
-from models.backbones.timm_models import timm_mean_std, timm_outputs
-from models.losses import LOSSES
-from utils.config.check import TREE, Checker, nearest
-from utils.config.keys import SUBNET_KINDS
+from utils.config.derive import check_data, check_training, derive_net
+from utils.config.validation import Paths, validate
 from utils.errors import UserError
 
-log = logging.getLogger("uniad")
-
-# What `net` may be a row of.
-CHAINS = (
-    ["backbone", "MFCN", "UniAD"],
-    ["backbone", "MFCN", "UniAD", "Discriminator"],
-    ["backbone", "MFCN", "VisDecoder"],
-)
-# What training a class's vis decoder writes lies below <configuration's folder>/<class>/.
+# Training a class's vis decoder writes below <configuration's folder>/<class>/.
 CLASS_OUTPUTS = ("saver.save_dir", "saver.log_dir", "visualization.vis_dir")
+MERGED_BY_NAME = ("net", "criterion")  # lists whose items a configuration changes one by one; other lists are replaced
 
 
 def load_config(
@@ -44,14 +30,32 @@ def load_config(
         path: the YAML file.
         overrides: "dotted.key=value" texts that replace values of the file; a list's item is named by position or by its `name`.
         needs: sections that must be there, beside net.
-        class_name: the class that a tool works for: replaces `{class_name}` in paths, and of the data set only its images are
-            used.
+        class_name: the class that a tool works for: it replaces `{class_name}` in paths, and only the data set's images of this
+            class are used.
         class_paths: keys whose paths are relative to <configuration's folder>/<class_name> instead, e.g. CLASS_OUTPUTS.
 
-    Raises UserError naming the file, the dotted key and, for an unknown key, the nearest valid one.
+    Raises UserError naming the file and the dotted key of each problem and, for an unknown key, the nearest valid one.
     """
+    config = read_config(path, overrides, needs, class_name, class_paths)
+    try:
+        check_data(config)
+        check_training(config)
+        derive_net(config)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    return EasyDict(config)
+
+
+def read_config(
+    path: str | Path,
+    overrides: Sequence[str] = (),
+    needs: Iterable[str] = (),
+    class_name: str | None = None,
+    class_paths: Iterable[str] = (),
+) -> dict[str, Any]:
+    """The configuration as load_config reads it, each key checked, without derived values."""
     path = Path(path)
-    raw = read_yaml(path)
+    raw = read_with_base(path)
     for override in overrides:
         apply_override(raw, override)
     if class_name is not None:
@@ -64,13 +68,44 @@ def load_config(
         if not raw.get(section):
             raise UserError(f"{path}: the section '{section}' is missing")
     try:
-        config = Checker(path.resolve().parent, class_name, class_paths).section(raw, TREE)
-        check_data(config)
-        check_training(config)
-        derive_net(config)
+        config = validate(raw)
+        Paths(path.resolve().parent, class_name, tuple(class_paths)).resolve(config)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    return EasyDict(config)
+    return config
+
+
+def read_with_base(path: Path, readers: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The file's mapping merged over that of the file which its `base` names. readers: the files that led here."""
+    raw = read_yaml(path)
+    if (base := raw.pop("base", None)) is None:
+        return raw
+    if not isinstance(base, str):
+        raise UserError(f"{path}: base must be a path, not {base!r}")
+    base_path, readers = path.parent / Path(base).expanduser(), (*readers, path.resolve())
+    if base_path.resolve() in readers:
+        raise UserError(f"{path}: base {base} leads back to {base_path.resolve()}: a configuration cannot be its own base")
+    if not base_path.is_file():
+        raise UserError(f"{path}: there is no base {base_path}; base is relative to the file that names it")
+    return merge(read_with_base(base_path, readers), raw)
+
+
+def merge(base: Any, own: Any, key: str = "") -> Any:
+    """`own` over `base`: mappings by key, the lists of MERGED_BY_NAME by their items' names; everything else is replaced.
+
+    Where `own` names another `type`, the kwargs of the base's type do not count.
+    """
+    if isinstance(base, dict) and isinstance(own, dict):
+        if own.get("type", base.get("type")) != base.get("type"):
+            base = {name: value for name, value in base.items() if name != "kwargs"}
+        return {**base, **{name: merge(base.get(name), value, name) for name, value in own.items()}}
+    if key in MERGED_BY_NAME and isinstance(base, list) and isinstance(own, list):
+        by_name = {item.get("name"): item for item in base if isinstance(item, dict)}
+        for item in own:
+            name = item.get("name") if isinstance(item, dict) else None
+            by_name[name] = merge(by_name.get(name), item)
+        return list(by_name.values())
+    return own
 
 
 class Loader(yaml.SafeLoader):
@@ -147,165 +182,3 @@ def check_class_name(class_name: str) -> None:
     """The class becomes a folder's name. Raises UserError for what would be another folder."""
     if not class_name or class_name in (".", "..") or "/" in class_name or "\\" in class_name:
         raise UserError(f"'{class_name}' cannot be a class that a tool works for: it is not the name of a folder")
-
-
-def check_data(config: dict[str, Any]) -> None:
-    """What a data set needs depends on its type, and may stand in dataset or in its train and test parts."""
-    if "dataset" not in config:
-        return
-    for split in ("train", "test"):
-        merged = {**config["dataset"], **config["dataset"][split]}
-        if split == "test" and "evaluator" not in config and not merged["meta_file"]:
-            continue  # a vis decoder needs no test set
-        needed = {"custom": ("meta_file", "image_reader"), "cifar10": ("root_dir", "normals")}[merged["type"]]
-        for name in needed:
-            if not merged.get(name):
-                raise UserError(f"dataset.{split}.{name} is missing: a data set of type {merged['type']} needs it")
-        for name in ("class_name", "separate"):
-            if merged[name] and merged["type"] != "custom":
-                raise UserError(f"dataset.{name} is for data sets of type custom, {merged['type']} has one class only")
-
-
-def check_training(config: dict[str, Any]) -> None:
-    """Try optimiser and schedule on one number, and hold losses and key metric against what the configuration computes."""
-    if trainer := config.get("trainer"):
-        optimizer = try_build(torch.optim, trainer["optimizer"], "trainer.optimizer", [torch.zeros(1, requires_grad=True)])
-        schedule = trainer["lr_scheduler"]
-        if schedule["type"] == "OneCycleLR" and "total_steps" in schedule["kwargs"]:
-            raise UserError("trainer.lr_scheduler.kwargs.total_steps follows from max_epoch and the data: leave it out")
-        max_lr = schedule["kwargs"].get("max_lr", 1)
-        if isinstance(max_lr, bool) or not isinstance(max_lr, int | float) or not 0 < max_lr < math.inf:
-            raise UserError("trainer.lr_scheduler.kwargs.max_lr must be one number above 0; net[].lr_scale multiplies it")
-        length = {"total_steps": 10**9} if schedule["type"] == "OneCycleLR" else {}
-        try_build(torch.optim.lr_scheduler, schedule, "trainer.lr_scheduler", optimizer, **length)
-        if schedule["kwargs"].get("step_size", 1) < 1:
-            raise UserError("trainer.lr_scheduler.kwargs.step_size must be at least 1")
-    if config["reproduce"] and config["random_seed"] is None:
-        raise UserError("reproduce: True needs a random_seed")
-    types = {subnet["type"] for subnet in config["net"]}
-    check_discriminator(config, types)
-    if "criterion" in config:
-        check_losses(config, types)
-    if evaluator := config.get("evaluator"):
-        if "models.reconstructions.UniAD" not in types:
-            raise UserError("evaluator needs a subnet of type models.reconstructions.UniAD, which makes the anomaly map")
-        metrics = [f"{score['name']}_{kind}" for kind, scores in evaluator["metrics"].items() for score in scores]
-        check_scores(evaluator["metrics"], config.get("dataset", {}).get("input_size"))
-        if not any(evaluator["key_metric"].endswith(f"_{metric}") for metric in metrics):
-            choices = ", ".join(f"mean_{metric}" for metric in metrics)
-            raise UserError(f"evaluator.key_metric '{evaluator['key_metric']}' is not computed: use one of {choices}")
-
-
-def check_losses(config: dict[str, Any], types: set[str]) -> None:
-    """Each loss has its subnet, and each subnet that learns its loss."""
-    for criterion in config["criterion"]:
-        if (needed := LOSSES[criterion["type"]].subnet) not in types:
-            raise UserError(f"criterion '{criterion['name']}': {criterion['type']} needs a subnet of type {needed}")
-    given = {criterion["type"] for criterion in config["criterion"]}
-    for subnet in config["net"]:
-        frozen = subnet["frozen"] or subnet["name"] in config["frozen_layers"]
-        needed = next((name for name, loss in LOSSES.items() if loss.subnet == subnet["type"]), None)
-        if needed and not frozen and needed not in given:
-            raise UserError(f"{subnet['type']} needs a criterion of type {needed}")
-
-
-def check_discriminator(config: dict[str, Any], types: set[str]) -> None:
-    """Pseudo-anomalies and the subnet that learns from them go together, and need standardised features."""
-    has_subnet = "models.discriminators.Discriminator" in types
-    data = config.get("dataset")
-    has_data = bool(data and {**data, **data["train"]}["pseudo_anomalies"])
-    if has_data and not has_subnet:
-        raise UserError("dataset.pseudo_anomalies are for a subnet of type models.discriminators.Discriminator, which net lacks")
-    if not has_subnet:
-        return
-    if data and not has_data:
-        raise UserError("models.discriminators.Discriminator learns from pseudo-anomalies: set dataset.pseudo_anomalies to True")
-    necks = [subnet for subnet in config["net"] if subnet["type"] == "models.necks.MFCN"]
-    if not all(neck["kwargs"]["standardise"] for neck in necks):
-        raise UserError("models.discriminators.Discriminator needs standardised features: set standardise of the MFCN to True")
-
-
-def check_scores(metrics: dict[str, list], input_size: Sequence[int] | None) -> None:
-    """Each score once a metric, and an averaging window for max only, that fits into the map."""
-    for kind, scores in metrics.items():
-        where = f"evaluator.metrics.{kind}"
-        if len({score["name"] for score in scores}) < len(scores):
-            raise UserError(f"{where} names a score twice")
-        for score in scores:
-            window = score.get("kwargs", {}).get("avgpool_size")
-            if window and score["name"] != "max":
-                raise UserError(f"{where}: avgpool_size is for the score max, not {score['name']}")
-            if window and input_size and any(w > side for w, side in zip(window, input_size, strict=True)):
-                raise UserError(f"{where}: avgpool_size {window} is larger than dataset.input_size {list(input_size)}")
-
-
-def try_build(module: Any, section: dict[str, Any], where: str, *args: Any, **more: Any) -> Any:
-    try:
-        return getattr(module, section["type"])(*args, **section["kwargs"], **more)
-    except (TypeError, ValueError, LookupError, ZeroDivisionError) as error:
-        message = str(next(iter(error.args), error))  # a KeyError's own text is a quotation
-        raise UserError(f"{where}.kwargs do not suit {section['type']}: {message.splitlines()[0]}") from None
-
-
-def derive_net(config: dict[str, Any]) -> None:
-    """Fill in what follows from `outlayers`, `outstrides` and `input_size`, in place: planes, strides, feature size, frozen."""
-    names = [subnet["name"] for subnet in config["net"]]
-    for name in config["frozen_layers"]:
-        if name not in names:
-            raise UserError(f"frozen_layers: '{name}' is not a subnet{nearest(name, names, '')}")
-    kinds = [SUBNET_KINDS[subnet["type"]] for subnet in config["net"]]
-    chain = ["backbone" if kind == "timm" else kind for kind in kinds]
-    if len(set(names)) < len(names) or chain not in CHAINS:
-        raise UserError(
-            "net must be a backbone, models.necks.MFCN and one of models.reconstructions, each with a name of its own, "
-            "and behind models.reconstructions.UniAD maybe models.discriminators.Discriminator"
-        )
-    data = config.get("dataset") or config.get("data") or {}
-    input_size = data.get("input_size")
-    planes: list[int] = []
-    strides: list[int] = []
-    features: dict[str, list[int]] = {}
-    for before, subnet in zip([None, *names], config["net"], strict=False):
-        where, kind, kwargs = f"net.{subnet['name']}", SUBNET_KINDS[subnet["type"]], subnet["kwargs"]
-        if subnet["prev"] not in (None, before):
-            raise UserError(f"{where}.prev '{subnet['prev']}' must be '{before}', the subnet before it")
-        subnet["frozen"] = subnet["frozen"] or subnet["name"] in config["frozen_layers"]
-        if subnet["frozen"] and (kind == "Discriminator" or kwargs.get("standardise")):
-            raise UserError(f"{where} cannot be frozen: what features are standardised by is found in training")
-        if kind in ("backbone", "timm"):
-            planes, strides = backbone_outputs(subnet, data)
-            features = {"inplanes": planes, "instrides": strides}
-            check_divisible(input_size, max(strides), f"{where}.kwargs.outlayers")
-            continue
-        if kind == "Discriminator":
-            kwargs.update(features)
-            check_divisible(input_size, kwargs["outstride"], f"{where}.kwargs.outstride")
-            continue
-        kwargs.update(inplanes=planes, instrides=strides)
-        if kind == "MFCN":
-            if len(kwargs["outstrides"]) != 1:
-                raise UserError(f"{where}.kwargs.outstrides must hold one stride, not {kwargs['outstrides']}")
-            planes, strides = [sum(planes)], list(kwargs["outstrides"])
-            kwargs["outplanes"] = planes
-            check_divisible(input_size, strides[0], f"{where}.kwargs.outstrides")
-        if kind == "UniAD" and input_size:
-            kwargs["feature_size"] = [side // strides[0] for side in input_size]
-
-
-def backbone_outputs(subnet: dict[str, Any], data: dict[str, Any]) -> tuple[list[int], list[int]]:
-    """Channels and strides at the backbone's outlayers. A timm model is told, in place, what size of images it will get."""
-    kwargs = subnet["kwargs"]
-    if SUBNET_KINDS[subnet["type"]] != "timm":
-        return layer_outputs(subnet["type"].rsplit(".")[-1], kwargs["outlayers"])
-    kwargs["input_size"] = data.get("input_size")
-    outputs = timm_outputs(kwargs["name"], kwargs["outlayers"], kwargs["input_size"])
-    own = timm_mean_std(kwargs["name"])
-    if kwargs["pretrained"] and data and not np.allclose(own, [data["pixel_mean"], data["pixel_std"]], atol=0.001):
-        log.warning("%s was trained with pixel_mean %s, pixel_std %s: the configuration has others", kwargs["name"], *own)
-    return outputs
-
-
-def check_divisible(input_size: Sequence[int] | None, stride: int, cause: str) -> None:
-    for side in input_size or ():
-        if side % stride:
-            raise UserError(f"dataset.input_size {list(input_size)} must be divisible by {stride}, the stride given by {cause}")

@@ -1,4 +1,4 @@
-"""Checkpoints: the format, how a file is written whole and read without running code from it, and which to go on from."""
+"""Checkpoints: the format, atomic writing, reading without running code from the file, and which one to resume."""
 
 import io
 import logging
@@ -20,7 +20,7 @@ from utils.files import write_atomically
 LAST, PREVIOUS, BEST, ALL = "ckpt.pth.tar", "ckpt_previous.pth.tar", "ckpt_best.pth.tar", "ckpt*.pth.tar"
 PREFIX = "module."  # published checkpoints were saved from inside DistributedDataParallel
 
-# What a published checkpoint holds beside tensors and plain data: EasyDicts (as plain mappings) and one numpy.float64.
+# Published checkpoints also hold EasyDicts, which become plain mappings, and one numpy.float64.
 _scalar = np.float64(0).__reduce__()[0]
 SAFE_GLOBALS = [
     (OrderedDict, "easydict.EasyDict"),
@@ -37,36 +37,36 @@ log = logging.getLogger("uniad")
 def save_checkpoint(path: str | Path, content: dict[str, Any], previous: Path | None = None) -> None:
     """Write `content` (tensors, numbers, texts, lists and dicts) to a temporary file, then rename it to `path`.
 
-    With `previous`, the file that had the name gets that one, if it is whole: at any moment one of the two is. Raises
-    UserError naming the path if the disk does not take it; then nothing is renamed.
+    With `previous`, an intact file at `path` is renamed to `previous` first: at any moment one of the two is intact. Raises
+    UserError naming the path if writing fails; then nothing is renamed.
     """
-    buffer = io.BytesIO()  # torch.save hides a full disk behind an error of its own, so it writes to memory first
+    buffer = io.BytesIO()  # in memory first: torch.save replaces a full disk's error by its own
     torch.save(content, buffer)
 
     def write(file: BinaryIO) -> None:
         file.write(buffer.getbuffer())
         if previous and is_sound(path):
             file.flush()
-            os.fsync(file.fileno())  # the new one is whole before the old one loses its name
+            os.fsync(file.fileno())  # the new file is complete before the old one is renamed
             os.replace(path, previous)
 
     write_atomically(path, write)
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Read a checkpoint of ours or of the published implementation, on the CPU; nothing in the file is ever run.
+    """Read a checkpoint of ours or of the published implementation, on the CPU; never runs code from the file.
 
-    Raises UserError naming the file if it is missing, truncated, changed or something else. Files in torch's old form, which
-    the published code may have written, have no checksums: changed bytes are not seen there.
+    Raises UserError naming the file if it is missing, truncated, changed or no checkpoint. Files in torch's legacy format,
+    which the published code may have written, have no checksums, so changed bytes go unnoticed.
     """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: there is no such checkpoint; train first, or name another")
     try:
-        if is_zip(path) and not is_sound(path):  # torch does not look at the checksums
+        if is_zip(path) and not is_sound(path):  # torch does not verify the checksums
             raise zipfile.BadZipFile
         with warnings.catch_warnings(), torch.serialization.safe_globals(SAFE_GLOBALS):
-            warnings.simplefilter("ignore")  # of foreign files: what matters is said below
+            warnings.simplefilter("ignore")  # torch's warnings about foreign files; the errors below say what matters
             content = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
@@ -81,24 +81,24 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def is_zip(path: Path) -> bool:
-    """Whether the file begins as torch's zip form does, by which torch knows it."""
+    """Whether the file starts with the zip signature, as torch itself decides."""
     with open(path, "rb") as file:
         return file.read(4) == b"PK\x03\x04"
 
 
 def is_sound(path: str | Path) -> bool:
-    """Whether there is a zip file at `path`, and every part of it fits its checksum."""
+    """Whether `path` is a zip file of which every part matches its checksum."""
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.testzip() is None
-    except Exception:  # bytes that are wrong make zipfile raise many things
+    except Exception:  # damaged bytes make zipfile raise many kinds of errors
         return False
 
 
 def find_start(saver: dict[str, Any], overwrite: bool) -> Path | None:
-    """The checkpoint to go on from, None for a new run; `saver` is the configuration's section.
+    """The checkpoint to resume, None for a new run; `saver` is the configuration's section.
 
-    Raises UserError where a new run would write over checkpoints without having been told to.
+    Raises UserError if a new run would overwrite checkpoints without --overwrite.
     """
     folder = Path(saver["save_dir"])
     if overwrite:
@@ -118,9 +118,9 @@ def find_start(saver: dict[str, Any], overwrite: bool) -> Path | None:
 
 
 def newest_whole(folder: Path) -> Path | None:
-    """The newer of the last two checkpoints that can be read, with a warning where that is not the last one.
+    """The newer readable one of the last two checkpoints, with a warning if that is not the last one.
 
-    None where there is neither. Raises UserError where no one of those there are can be read.
+    None if neither exists. Raises UserError if no existing one can be read.
     """
     errors = []
     for path in (folder / LAST, folder / PREVIOUS):
@@ -131,7 +131,7 @@ def newest_whole(folder: Path) -> Path | None:
         except UserError as error:
             errors.append(str(error))
             continue
-        if path.name == PREVIOUS:  # without an error: the run was killed between two renames
+        if path.name == PREVIOUS:  # no error means that the run was killed between two renames
             log.warning("%s: going on from %s", errors[0] if errors else f"{folder / LAST}: it is not there", path.name)
         return path
     if errors:
@@ -143,13 +143,13 @@ def newest_whole(folder: Path) -> Path | None:
 
 
 def remove_checkpoints(folder: str | Path) -> None:
-    """Remove an earlier run's checkpoints, so that nothing can go on from them by mistake."""
+    """Remove an earlier run's checkpoints, so that nothing resumes them by mistake."""
     for path in Path(folder).glob(ALL):
         path.unlink()
 
 
 def remove_leftovers(folder: str | Path) -> None:
-    """Remove what a run left that was killed while it saved."""
+    """Remove the temporary files of a run that was killed while saving."""
     for path in Path(folder).glob(".ckpt*.tmp"):
         path.unlink()
 

@@ -1,23 +1,21 @@
 """The run's log: plain lines on the terminal and in a file, from rank 0 only."""
 
 import logging
-import socket
 import sys
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
 
+from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
-from tensorboardX.record_writer import RecordWriter
 from tqdm import tqdm
 
 from utils.errors import UserError
 from utils.process.distributed import Process
 
-FLUSH = 30  # seconds after which TensorBoard's numbers are on the disk at the latest, if more of them come
+FLUSH = 30  # seconds between writing TensorBoard's points to the disk, as long as new ones come
 
 log = logging.getLogger("uniad")
 
@@ -31,7 +29,7 @@ class TerminalHandler(logging.Handler):
 
 
 class LogFile(logging.FileHandler):
-    """A file of the log; where the disk does not take it any more, the terminal says so once and the run goes on."""
+    """A log file; if it can no longer be written, one warning goes to the terminal and the run continues."""
 
     failed = False
 
@@ -42,7 +40,7 @@ class LogFile(logging.FileHandler):
 
 
 def start_log(folder: str | Path, process: Process, name: str) -> None:
-    """Send the log to stdout and to <folder>/<name>.log, where it is appended; other ranks are silent below warnings."""
+    """Log to stdout and append to <folder>/<name>.log, on rank 0; other ranks print warnings and errors only."""
     log.setLevel(logging.INFO if process.is_main else logging.WARNING)
     log.propagate = False
     log.handlers.clear()
@@ -61,61 +59,55 @@ def start_log(folder: str | Path, process: Process, name: str) -> None:
 
 
 class Curves:
-    """Numbers for TensorBoard, written in this thread: tensorboardX's own, once its disk is full, blocks the run for ever.
+    """Scalars for TensorBoard, written in this thread; if the disk fails, a warning says so and the run continues without.
 
-    Where the disk does not take them, a warning says so and the run goes on without. What an earlier run wrote into `folder`
-    of `first_step` and later is no longer shown.
+    tensorboardX's SummaryWriter has a thread of its own: once its disk is full, `add_scalar` blocks for ever, and its `flush`
+    leaves points in a queue that a killed run loses. TensorBoard hides what earlier runs wrote at `first_step` and later.
     """
 
     def __init__(self, folder: Path, first_step: int) -> None:
-        self.file: RecordWriter | None = None
+        self.writer: EventsWriter | None = None
         self.next_flush = 0.0
-        try:
+        with self._until_disk_fails():
             folder.mkdir(parents=True, exist_ok=True)
-            self.file = RecordWriter(str(folder / f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}"))
-        except OSError as error:
-            self._give_up(error)
-        self._add(Event(file_version="brain.Event:2"))
-        self._add(Event(step=first_step, session_log=SessionLog(status=SessionLog.START)))
-
-    def __enter__(self) -> "Curves":
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._attempt(lambda file: (file.flush(), file.close()))
+            self.writer = EventsWriter(str(folder / "events"), f".{time.time_ns()}")
+        self._write(Event(step=first_step, session_log=SessionLog(status=SessionLog.START)))
 
     def add_scalar(self, name: str, value: float, step: int) -> None:
-        self._add(Event(step=step, summary=Summary(value=[Summary.Value(tag=name, simple_value=value)])))
+        self._write(Event(step=step, summary=Summary(value=[Summary.Value(tag=name, simple_value=value)])))
 
     def flush(self) -> None:
-        """Have all numbers on the disk."""
-        self._attempt(lambda file: file.flush())
+        """Write all points to the disk."""
+        with self._until_disk_fails():
+            if self.writer:
+                self.writer.flush()
         self.next_flush = time.monotonic() + FLUSH
 
-    def _add(self, event: Event) -> None:
+    def close(self) -> None:
+        with self._until_disk_fails():
+            if self.writer:
+                self.writer.close()
+
+    def _write(self, event: Event) -> None:
         event.wall_time = time.time()
-        self._attempt(lambda file: file.write(event.SerializeToString()))
+        with self._until_disk_fails():
+            if self.writer:
+                self.writer.write_event(event)
         if time.monotonic() > self.next_flush:
             self.flush()
 
-    def _attempt(self, action: Callable[[RecordWriter], Any]) -> None:
+    @contextmanager
+    def _until_disk_fails(self) -> Iterator[None]:
         try:
-            if self.file:
-                action(self.file)
+            yield
         except OSError as error:
-            self._give_up(error)
-
-    def _give_up(self, error: OSError) -> None:
-        log.warning("TensorBoard's curves end here, they cannot be written (%s)", error.strerror or error)
-        if self.file:
-            with suppress(OSError):
-                self.file.close()
-        self.file = None
+            log.warning("TensorBoard's curves end here, they cannot be written (%s)", error.strerror or error)
+            self.writer = None
 
 
 def open_tensorboard(folder: str | Path, process: Process, first_step: int) -> AbstractContextManager[Curves | None]:
-    """The curves below `folder`, on rank 0, to be entered with `with`; None elsewhere."""
-    return Curves(_events(folder), first_step) if process.is_main else nullcontext()
+    """The curves below `folder`, on rank 0, for a `with` statement; None elsewhere."""
+    return closing(Curves(_events(folder), first_step)) if process.is_main else nullcontext()
 
 
 def remove_events(folder: str | Path) -> None:

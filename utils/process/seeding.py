@@ -1,4 +1,4 @@
-"""Random numbers: where they start, and their states as plain data for a checkpoint."""
+"""Random numbers: seeds, and the generators' states as plain data for a checkpoint."""
 
 import os
 import random
@@ -17,14 +17,14 @@ def seed_everything(seed: int) -> None:
 
 
 def make_reproducible() -> None:
-    """Only deterministic algorithms from here on; where an operation has none, torch warns."""
+    """Use deterministic algorithms only; torch warns of operations that have none."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.backends.cudnn.benchmark = False
     torch.use_deterministic_algorithms(True, warn_only=True)
 
 
 def random_state() -> dict[str, Any]:
-    """The state of every generator of this process, in tensors, numbers and lists only."""
+    """The state of every generator of this process, as tensors, numbers and lists."""
     name, keys, position, has_gauss, gauss = np.random.get_state()
     version, internal, gauss_next = random.getstate()
     return {
@@ -36,7 +36,7 @@ def random_state() -> dict[str, Any]:
 
 
 def restore_random_state(state: dict[str, Any]) -> None:
-    """Put every generator back to what `random_state` returned."""
+    """Restore every generator to what `random_state` returned."""
     torch.set_rng_state(state["torch"])
     if len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["cuda"])

@@ -5,13 +5,13 @@ import logging
 from datasets.loading import ImageLoader
 from utils.process.distributed import Process, gather
 
-NAMES = 10  # at most, of a line
+NAMES = 10  # at most, in a line
 
 log = logging.getLogger("uniad")
 
 
 def report_skipped(loader: ImageLoader, process: Process, where: str) -> None:
-    """After a pass over `loader`, a line that counts and names the images that were skipped; every process must call it."""
+    """After a pass over `loader`, log how many images were skipped, and their names. Every process must call this."""
     shares = gather(loader.skipped, process) or ()
     names = sorted({name for share in shares for name in share})
     if names:

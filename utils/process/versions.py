@@ -1,4 +1,4 @@
-"""What a result was made with."""
+"""The software versions that a result depends on."""
 
 import platform
 from importlib.metadata import PackageNotFoundError, version
@@ -8,11 +8,11 @@ PACKAGES = ("torch", "torchvision", "numpy", "opencv-python", "pillow", *BACKBON
 
 
 def versions() -> dict[str, str]:
-    """Name and version of Python and of each package that decides the numbers."""
+    """Versions of Python and of each package that affects the numbers."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
             found[package] = version(package)
-        except PackageNotFoundError:  # e.g. opencv-python-headless in its place
+        except PackageNotFoundError:  # e.g. opencv-python-headless is installed instead
             found[package] = "not installed under this name"
     return found

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from datasets.base import ImageDataset
-from datasets.cached import KEY, FeatureDataset, is_whole, open_rows, row_sizes
+from datasets.cached import KEY, FeatureDataset, is_whole, row_sizes
 from datasets.loading import ImageLoader
 from datasets.samplers import EvalSampler
 from models.discriminators import Discriminator
@@ -168,7 +168,7 @@ class Builder:
         The rows of images that are skipped stay zero.
         """
         subnets = [subnet.eval() for subnet in list(self.network.children())[:2]]
-        features_out, masks_out, sizes_out = open_rows(folder, key, "r+")
+        files = [os.open(folder / name, os.O_WRONLY) for name in row_sizes(key)]
         for batch in tqdm(loader, desc=f"features, {folder.name}", leave=False, disable=None if self.process.is_main else True):
             outputs = to_device(batch, self.process.device)
             for subnet in subnets:
@@ -178,12 +178,15 @@ class Builder:
             if not finite.all():
                 name = batch["filename"][int(finite.int().argmin())]
                 raise UserError(f"{name}: its features are not finite as {key['dtype']} (dataset.feature_cache.dtype)")
-            rows = batch["index"].numpy()
-            features_out[rows] = as_bytes(features)
-            masks_out[rows] = np.packbits(batch["mask"].flatten(1).numpy().astype(bool), axis=1)
-            sizes_out[rows] = as_bytes(torch.stack([batch["height"], batch["width"]], dim=1).int())
-        for rows in (features_out, masks_out, sizes_out):
-            rows.flush()
+            masks = np.packbits(batch["mask"].flatten(1).numpy().astype(bool), axis=1)
+            sizes = torch.stack([batch["height"], batch["width"]], dim=1).int()
+            for file, rows in zip(files, (as_bytes(features), masks, as_bytes(sizes)), strict=True):
+                for index, row in zip(batch["index"].tolist(), rows, strict=True):
+                    # A written map of the file would be shared by pages: another machine's rows on the same page could be lost.
+                    os.pwrite(file, row, index * len(row))
+        for file in files:
+            os.fsync(file)
+            os.close(file)
 
     def loader(self) -> ImageLoader:
         """This process's share of the images, each read once and in order."""

@@ -7,14 +7,14 @@ import torch
 import yaml
 
 from models import build_network
-from utils.config import load_config
+from utils.config import load_config, read_config
 from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[3]
 EXPERIMENTS = sorted(ROOT.glob("experiments/**/config.yaml"))
 MVTEC = ROOT / "experiments/MVTec-AD/config.yaml"
 PLUS = ROOT / "experiments/MVTec-AD-plus/config.yaml"
-ALL_BUT_DISCRIMINATOR = yaml.safe_dump(yaml.safe_load(PLUS.read_text())["net"][:3])
+ALL_BUT_DISCRIMINATOR = yaml.safe_dump(read_config(PLUS)["net"][:3])
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: str(path.parent.relative_to(ROOT / "experiments")))
