@@ -13,18 +13,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from datasets.demo.build import build_demo
 from utils.process.cli import run
 
-ROOT = Path(__file__).resolve().parent.parent
-
-
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=ROOT / "data" / "demo", metavar="DIR", help="folder to make (data/demo)")
-    parser.add_argument("--seed", type=int, default=0, help="another seed makes another set (0)")
-    return parser.parse_args()
-
 
 def main() -> None:
-    args = parse_arguments()
+    root = Path(__file__).resolve().parent.parent
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=root / "data" / "demo", metavar="DIR", help="folder to make (data/demo)")
+    parser.add_argument("--seed", type=int, default=0, help="another seed makes another set (0)")
+    args = parser.parse_args()
     made = build_demo(args.out, args.seed)
     print(f"{args.out}: made" if made else f"{args.out}: already there, nothing to do")
 
