@@ -1,1 +1,1 @@
-"""What is read from disk. Importing this package imports no torch: prediction without PyTorch shares its readers."""
+"""Data sets and image readers. This file imports no torch, so that prediction without PyTorch can use the readers."""

@@ -1,4 +1,4 @@
-"""What all data sets share: how a sample is made."""
+"""The base class of all data sets: makes a sample from an image and its mask."""
 
 import os
 from pathlib import Path
@@ -10,18 +10,18 @@ from datasets.pseudo import paste_defect
 from datasets.transforms import Transform, mask_to_tensor
 from utils.errors import UserError
 
-DONOR_SHARE = 1 / 3  # of artificial defects are filled from another image
+DONOR_SHARE = 1 / 3  # share of the artificial defects that are filled from another image
 
 
 class ImageDataset(SampleReader):
-    """A list of labelled images; a subclass says how to read one.
+    """Labelled images; a subclass implements `load`, `read_rgb` and `sources`.
 
     A sample is a dict: image 3 x H x W float32, mask 1 x H x W float32 in {0, 1}, label 0 (normal) or 1 (anomalous),
-    clsname, filename, height and width (of the original), index (its position in the data set). With `pseudo_anomalies` one
-    for training also has pseudo, which is image with an artificial defect, and pseudo_mask, the pixels that this changed.
+    clsname, filename, height and width (of the original), index (its position in the data set). With `pseudo_anomalies` a
+    training sample also has pseudo, the image with an artificial defect, and pseudo_mask, the pixels that the defect changed.
 
-    Augmentation and defects depend on (seed, epoch, index) alone, so neither the number of workers or processes nor a resumed
-    run changes them. The training loop sets `epoch` before each epoch.
+    Augmentation and defects depend on (seed, epoch, index) only, so workers, processes and resuming do not change them. The
+    training loop sets `epoch` before each epoch.
     """
 
     def __init__(
@@ -43,9 +43,9 @@ class ImageDataset(SampleReader):
         self.pseudo_anomalies = pseudo_anomalies
 
     def load(self, index: int) -> tuple[np.ndarray, np.ndarray | None]:
-        """The original image, h x w x 3 uint8, and its mask, h x w in {0, 1}, or None where there is none.
+        """The original image, h x w x 3 uint8, and its mask, h x w in {0, 1}, or None without a mask.
 
-        Raises UserError for an image or a mask that cannot be read.
+        UserError for an image or a mask that cannot be read.
         """
         raise NotImplementedError
 
@@ -54,7 +54,7 @@ class ImageDataset(SampleReader):
         raise NotImplementedError
 
     def sources(self) -> list[tuple[str, int, int]]:
-        """Path, size in bytes and time of the last change in ns of every file that samples are read from, in their order."""
+        """Path, size in bytes and modification time in ns of every file that samples are read from, in the samples' order."""
         raise NotImplementedError
 
     def __getitem__(self, index: int) -> dict:
@@ -78,20 +78,20 @@ class ImageDataset(SampleReader):
         return sample
 
     def _read_donor(self, rng: np.random.Generator) -> np.ndarray | None:
-        """Any image of the data set, H x W x 3 uint8, or None where it cannot be read and such images are skipped."""
+        """A random image of the data set, H x W x 3 uint8; None if it cannot be read and bad images are skipped."""
         try:
             donor, _ = self.load(rng.integers(len(self)))
         except UserError:
             if self.on_bad_image == "stop":
                 raise
-            return None  # it is reported when it is itself a sample
+            return None  # reported when the image itself is the sample
         return self.transform.arrays(donor, None, None)[0]
 
 
 def describe_file(path: str | Path) -> tuple[str, int, int]:
-    """Path, size in bytes and time of the last change in ns, both -1 where there is no such file."""
+    """Path, size in bytes and modification time in ns; both are -1 for a missing file."""
     try:
         status = os.stat(path)
-    except (OSError, ValueError):  # ValueError: not a path that could be
+    except (OSError, ValueError):  # ValueError: not a valid path
         return str(path), -1, -1
     return str(path), status.st_size, status.st_mtime_ns

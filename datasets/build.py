@@ -1,4 +1,4 @@
-"""What is read from disk: data sets, and the loaders that make batches of them."""
+"""Builds data sets and their loaders from the configuration."""
 
 import torch
 
@@ -14,12 +14,12 @@ from utils.errors import UserError
 
 
 def build_dataset(cfg: dict, split: str, seed: int = 0) -> ImageDataset:
-    """The data set of a split; cfg is the configuration's `dataset` section, its paths absolute.
+    """The data set of a split; cfg is the configuration's `dataset` section with absolute paths.
 
-    split: "train", "test", or "holdout", the images of training that `holdout` leaves out of it.
+    split: "train", "test", or "holdout", the training images that `holdout` excludes from training.
     """
     cfg = _of_split(cfg, "train" if split == "holdout" else split)
-    training = split == "train"  # only then is there a random generator, and with it augmentation
+    training = split == "train"  # only training samples are augmented
     options = {key: cfg[key] for key in ("hflip", "vflip", "rotate", "colorjitter") if key in cfg}
     options |= {key: cfg[key] for key in ("input_size", "pixel_mean", "pixel_std")}
     pseudo_anomalies = cfg.get("pseudo_anomalies", False)
@@ -40,10 +40,9 @@ def build_dataset(cfg: dict, split: str, seed: int = 0) -> ImageDataset:
 def build_dataloader(
     dataset: SampleReader, cfg: dict, split: str, rank: int = 0, world_size: int = 1, seed: int = 0, pin_memory: bool = False
 ) -> ImageLoader:
-    """The loader of a process; batch_size and workers are each process's own, a last smaller batch is kept.
+    """The loader of one process. batch_size and workers count per process; a last, smaller batch is kept.
 
-    In training set `dataset.epoch` and call `loader.sampler.set_epoch` before each epoch. A signal to the whole process group
-    does not end its workers.
+    In training, set `dataset.epoch` and call `loader.sampler.set_epoch` before each epoch.
     """
     cfg = _of_split(cfg, split)
     if split == "train":
@@ -57,8 +56,8 @@ def build_dataloader(
         sampler=sampler,
         num_workers=0 if isinstance(dataset, FeatureDataset) else cfg["workers"],  # a row of memory needs no worker
         pin_memory=pin_memory,
-        persistent_workers=False,  # workers started anew each epoch know the data set's epoch
-        generator=torch.Generator().manual_seed(seed),  # starting a loader leaves the global random state alone
+        persistent_workers=False,  # workers that start with the epoch know its number
+        generator=torch.Generator().manual_seed(seed),  # else starting a loader would use the global one
     )
 
 

@@ -1,4 +1,4 @@
-"""CIFAR-10 with some classes as normal and the others as anomalies."""
+"""CIFAR-10 with some classes as normal and the others as anomalous."""
 
 import pickle
 from pathlib import Path
@@ -13,14 +13,15 @@ FOLDER = "cifar-10-batches-py"
 TRAIN_FILES = [f"data_batch_{i}" for i in range(1, 6)]
 TEST_FILES = ["test_batch"]
 NUM_CLASSES = 10
-TEST_SEED = 0  # of the anomalous test images' draw; a constant, so that every run is tested on the same images
+TEST_SEED = 0  # selects the anomalous test images; constant, so that every run has the same test images
 
 
 class CIFAR10Dataset(ImageDataset):
     """Training: the normal classes. Test: all normal test images and as many anomalous ones, in the files' order.
 
     root_dir is the folder that contains the official cifar-10-batches-py; normals are class ids, 0 to 9. With five normal
-    classes all anomalous test images are taken, with others a fixed random draw. No masks. UserError for what cannot be.
+    classes all anomalous test images are used, otherwise a fixed random subset. There are no masks. UserError for missing or
+    damaged files and impossible `normals`.
     """
 
     def __init__(
@@ -38,7 +39,7 @@ class CIFAR10Dataset(ImageDataset):
             raise UserError(f"there is no folder {folder}; dataset.root_dir must be the folder that contains {FOLDER}")
         classes = _read_class_names(folder / "batches.meta")
         paths = [folder / name for name in (TRAIN_FILES if training else TEST_FILES)]
-        self.files = [describe_file(path) for path in paths if path.is_file()]  # before they are read, so never newer
+        self.files = [describe_file(path) for path in paths if path.is_file()]  # before reading, so a later change is noticed
         images, targets = _read_batches(paths)
         is_normal = np.isin(targets, normals)
         if not is_normal.any():
@@ -64,7 +65,7 @@ class CIFAR10Dataset(ImageDataset):
 
     @staticmethod
     def _choose_test(is_normal: np.ndarray, all_anomalous: bool) -> np.ndarray:
-        """Sorted indices of all normal images and of the anomalous ones chosen."""
+        """Sorted indices of all normal images and of the selected anomalous images."""
         normal, anomalous = np.flatnonzero(is_normal), np.flatnonzero(~is_normal)
         if not all_anomalous and len(anomalous) > len(normal):
             anomalous = np.random.default_rng(TEST_SEED).choice(anomalous, len(normal), replace=False)
@@ -77,7 +78,7 @@ class CIFAR10Dataset(ImageDataset):
         return self.images[index]
 
     def sources(self) -> list[tuple[str, int, int]]:
-        """As in `ImageDataset`: the batch files; which of their images were taken, `filenames` says."""
+        """The batch files; `filenames` tells which of their images are used."""
         return self.files
 
 
@@ -104,7 +105,7 @@ def _read_batches(paths: list[Path]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _unpickle(path: Path) -> dict:
-    """The dict in one of the official files, its keys as str; UserError for a missing, damaged or foreign file."""
+    """The dict in one of the official files with str keys; UserError for a missing, damaged or foreign file."""
     try:
         with path.open("rb") as file:
             content = _CifarUnpickler(file, path).load()
@@ -120,16 +121,16 @@ def _unpickle(path: Path) -> dict:
 
 
 def _text(value: str | bytes) -> str:
-    """Python 2 wrote byte strings, which arrive as str; a copy written by Python 3 may hold bytes."""
+    """The official files' Python 2 strings arrive as str; a copy written by Python 3 may hold bytes."""
     return value.decode("latin1") if isinstance(value, bytes) else str(value)
 
 
 def _encode_latin1(text: str, encoding: str) -> bytes:
-    """Stands in for _codecs.encode, by which Python 3 spells bytes in protocol 2."""
+    """Replaces _codecs.encode, with which Python 3 pickles bytes in protocol 2."""
     return text.encode("latin1")
 
 
-_RECONSTRUCT = np.empty(0).__reduce__()[0]  # numpy's function that makes an empty array, which unpickling then fills
+_RECONSTRUCT = np.empty(0).__reduce__()[0]  # makes an empty array that unpickling fills
 
 _ALLOWED = {
     ("numpy.core.multiarray", "_reconstruct"): _RECONSTRUCT,
@@ -141,7 +142,7 @@ _ALLOWED = {
 
 
 class _CifarUnpickler(pickle.Unpickler):
-    """An unpickler that knows only the names in `_ALLOWED`, so that a file cannot run code."""
+    """An unpickler that accepts only the names in `_ALLOWED`, so that a file cannot run code."""
 
     def __init__(self, file, path: Path) -> None:
         super().__init__(file, encoding="latin1")

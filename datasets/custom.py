@@ -1,4 +1,4 @@
-"""Any data set given as an image folder and a list of its images."""
+"""A data set given as an image folder and a list of its images."""
 
 import hashlib
 
@@ -12,9 +12,9 @@ from utils.errors import UserError
 
 
 class CustomDataset(ImageDataset):
-    """The images named in `meta_file` (see `datasets.lists`), in the order of its lines; `class_name`: of this class only.
+    """The images of the list `meta_file` (see `datasets.lists`), in its order; with `class_name` only that class.
 
-    holdout: the share of each class's normal images that is left out; with `held_out` those alone are taken.
+    holdout: the share of each class's normal images that is excluded; with `held_out` the data set consists of exactly these.
     """
 
     def __init__(
@@ -52,10 +52,10 @@ class CustomDataset(ImageDataset):
         self.masknames = [record["maskname"] for record in records]
         self.meta_file = meta_file
         self.reader = reader
-        self._check_files()  # now, not hours later in the middle of an epoch
+        self._check_files()  # now, not in the middle of an epoch
 
     def _check_files(self) -> None:
-        """UserError where a file is missing; where those are skipped, if no image is there."""
+        """UserError for a missing file; if bad images are skipped, only when no image exists."""
         if self.on_bad_image == "skip" and any(map(self.reader.exists, self.filenames)):
             return
         try:
@@ -65,7 +65,7 @@ class CustomDataset(ImageDataset):
             raise UserError(f"{error} (listed in {self.meta_file})") from None
 
     def load(self, index: int) -> tuple[np.ndarray, np.ndarray | None]:
-        """As in `ImageDataset`, the image in the reader's color_mode; UserError for a bad file or a mask of another size."""
+        """As in `ImageDataset`, the image in the reader's color_mode; UserError also for a mask of another size."""
         filename, maskname = self.filenames[index], self.masknames[index]
         try:
             image = self.reader.read(filename)
@@ -78,20 +78,20 @@ class CustomDataset(ImageDataset):
         return image, mask
 
     def read_rgb(self, index: int) -> np.ndarray:
-        """The original picture, h x w x 3 uint8 RGB whatever the reader's color_mode."""
+        """The original picture, h x w x 3 uint8; RGB regardless of the reader's color_mode."""
         return self.reader.read(self.filenames[index], color_mode="RGB")
 
     def sources(self) -> list[tuple[str, int, int]]:
-        """As in `ImageDataset`: each image and, directly behind it, its mask if it has one."""
+        """As in `ImageDataset`: each image, followed by its mask if it has one."""
         pairs = zip(self.filenames, self.masknames, strict=True)
         return [describe_file(self.reader.image_dir / name) for pair in pairs for name in pair if name]
 
 
 def choose_held_out(records: list[dict], share: float) -> set[str]:
-    """The names of `share` of each class's normal images, rounded, and never all of them.
+    """Names of about `share` of each class's normal images, never all of them.
 
-    A name's hash decides, so that it is the same images whatever the seed and the order of the list, and nearly the same ones
-    when images come and go; those of a smaller share are among those of a larger one.
+    The hash of a name decides. So the selection depends neither on the seed nor on the order of the list, changes little when
+    images are added or removed, and grows with the share without replacing images.
     """
     chosen = set()
     for clsname in {record["clsname"] for record in records}:

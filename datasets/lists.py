@@ -3,8 +3,8 @@
     {"filename": "zipper/test/broken_teeth/000.png", "label": 1, "label_name": "defective",
      "maskname": "zipper/ground_truth/broken_teeth/000_mask.png", "clsname": "zipper"}
 
-label is 0 for a normal and 1 for a defective image; maskname stands only where a mask exists; without clsname the class is
-the fourth part of the path from the end ("zipper" here).
+label is 0 for a normal and 1 for a defective image. maskname is present only where a mask exists. Without clsname the class
+is the fourth part of the path from the end ("zipper" here).
 """
 
 import json
@@ -25,7 +25,7 @@ Record = dict[str, str | int]
 def read_list(path: str | Path) -> list[dict]:
     """The records of a list in the order of its lines, each with filename, label, maskname (or None) and clsname.
 
-    UserError naming file and line for anything that is not such a list, and for an empty one.
+    UserError with file and line for an invalid list, and for an empty one.
     """
     try:
         lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
@@ -67,20 +67,20 @@ def _parse_line(line: str, where: str) -> dict:
 
 
 def write_list(records: list[Record], path: str | Path) -> None:
-    """Write a list, making its folder; the file appears complete or not at all."""
+    """Write a list and create its folder; the file appears complete or not at all."""
     write_text(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
 
 
 def record(filename: str, label: int, clsname: str, maskname: str | None = None) -> Record:
-    """A list's line; `label` 0 good, 1 defective; only a defective image keeps its mask."""
+    """A line of a list. `label`: 0 good, 1 defective; only a defective image keeps its mask."""
     line: Record = {"filename": filename, "label": label, "label_name": "defective" if label else "good"}
     return line | ({"maskname": maskname} if maskname and label else {}) | {"clsname": clsname}
 
 
 def lists_from_tree(root: Path, classes: list[str] | None = None, good: Collection[str] = (GOOD,)) -> tuple[list, list]:
-    """Train and test records of a folder in MVTec layout, sorted; `classes` None takes every class found.
+    """Train and test records of a folder in MVTec layout, sorted; `classes` None: every class found.
 
-    `good` are the names of the folder of good images. UserError where there is no such class or no training image.
+    `good` are the names of the folder of good images. UserError for a missing class or a class without training images.
     """
     root = Path(root)
     if not root.is_dir():
@@ -101,10 +101,10 @@ def lists_from_tree(root: Path, classes: list[str] | None = None, good: Collecti
 
 
 def records_of_class(root: Path, folder: str, clsname: str, good: Collection[str] = (GOOD,)) -> tuple[list, list]:
-    """Train and test records of one class, whose train, test and ground_truth lie in `folder` below root.
+    """Train and test records of one class, whose train, test and ground_truth are in `folder` below root.
 
     Images may have any common extension. The mask of test/KIND/NAME.* is ground_truth/KIND/NAME_mask.* or NAME.*; a defective
-    image without one gets no maskname. UserError where there is no training image.
+    image without one gets no maskname. UserError if there is no training image.
     """
     train, test = [], []
     for split, records in (("train", train), ("test", test)):
@@ -144,40 +144,40 @@ def lists_from_counts(counts: dict) -> tuple[list[Record], list[Record]]:
 
 
 def join(*parts: str) -> str:
-    """A name in a list, with / on every system; empty parts are left out."""
+    """A name in a list, with / on every system; empty parts are ignored."""
     return "/".join(part for part in parts if part)
 
 
 def subfolders(folder: Path) -> list[str]:
-    """Sorted names of the folders in a folder, hidden ones left out; none where there is no such folder."""
+    """Sorted names of the visible folders in a folder; empty if there is no such folder."""
     entries = folder.iterdir() if folder.is_dir() else ()
     return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
 
 
 def image_names(folder: Path) -> list[str]:
-    """Sorted names of the images in a folder; hidden files, such as macOS's ._000.png, are no images."""
+    """Sorted names of the images in a folder; hidden files such as macOS's ._000.png do not count."""
     entries = folder.iterdir() if folder.is_dir() else ()
     return sorted(entry.name for entry in entries if _named_like_image(entry.name) and entry.is_file())
 
 
 def walk_images(folder: Path) -> Iterator[str]:
-    """Names, relative to the folder, of the images in it and in its subfolders and links to folders, hidden ones left out."""
+    """Names, relative to the folder, of all visible images below it; links to folders are followed."""
     seen = {os.path.realpath(folder)}
     for path, folders, files in os.walk(folder, followlinks=True):
         folders[:] = [
             name for name in folders if not name.startswith(".") and os.path.realpath(os.path.join(path, name)) not in seen
         ]
-        seen.update(os.path.realpath(os.path.join(path, name)) for name in folders)  # a link may lead back up
+        seen.update(os.path.realpath(os.path.join(path, name)) for name in folders)  # a link may point to a parent folder
         yield from ((Path(path) / name).relative_to(folder).as_posix() for name in files if _named_like_image(name))
 
 
 def masks_by_stem(folder: Path) -> dict[str, str]:
-    """The masks in a folder by their name without ending."""
+    """The masks in a folder by their stem."""
     return {Path(name).stem: name for name in image_names(folder)}
 
 
 def find_mask(masks: dict[str, str], name: str) -> str | None:
-    """Of `masks_by_stem` that of an image: NAME_mask.* comes before NAME.*."""
+    """The mask of an image among `masks_by_stem`: NAME_mask.* has priority over NAME.*."""
     stem = Path(name).stem
     return masks.get(f"{stem}_mask") or masks.get(stem)
 

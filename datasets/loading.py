@@ -1,4 +1,4 @@
-"""Loaders: batches, images that cannot be read, and workers that outlive signals."""
+"""Loaders: batches, images that cannot be read, and workers that ignore signals to the process group."""
 
 import logging
 import os
@@ -13,12 +13,12 @@ from utils.errors import UserError
 
 log = logging.getLogger("uniad")
 
-# macOS and Windows do not tell who sent a signal: there a worker dies of it, and the run ends with an error.
+# macOS and Windows do not report the sender of a signal: there it ends a worker, and the run ends with an error.
 SIGNALS = {signal.SIGTERM, signal.SIGUSR1} if hasattr(signal, "sigwaitinfo") else set()
 
 
 class ShieldedLoader(DataLoader):
-    """A DataLoader of which SIGTERM and SIGUSR1 end no worker, unless the main process sends them (it does so at its end)."""
+    """A DataLoader whose workers ignore SIGTERM and SIGUSR1, except a SIGTERM from the main process, which ends them."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, worker_init_fn=obey_parent_only, **kwargs)
@@ -26,7 +26,7 @@ class ShieldedLoader(DataLoader):
     def __iter__(self) -> Iterator[Any]:
         if not SIGNALS:
             return super().__iter__()
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # workers inherit it; for this process they wait
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # workers inherit the mask; here the signals stay pending
         try:
             return super().__iter__()
         finally:
@@ -34,7 +34,7 @@ class ShieldedLoader(DataLoader):
 
 
 def obey_parent_only(worker: int) -> None:
-    """Called in a new worker, which has the signals blocked: receive them in a thread of their own, which looks at the sender."""
+    """Runs in a new worker, where the signals are blocked: a thread receives them and checks the sender."""
 
     def receive(parent: int) -> None:
         while True:
@@ -47,22 +47,22 @@ def obey_parent_only(worker: int) -> None:
 
 
 class BadImage(NamedTuple):
-    """Stands among the samples for one that could not be read."""
+    """Takes the place of a sample that could not be read."""
 
     filename: str
     reason: str
 
 
 class SampleReader(Dataset):
-    """Samples by index; one whose image cannot be read is a UserError. A loader reads a batch of them by `__getitems__`.
+    """Samples by index; `__getitem__` raises UserError for an unreadable image. A loader reads batches by `__getitems__`.
 
-    With `on_bad_image` "skip" a batch has a BadImage there, and in training, behind it, the next sample of the data set that
-    can be read; with "stop" the error ends the run. What is read depends on the files alone, not on workers or processes.
+    With `on_bad_image` "stop" the error ends the run. With "skip" a BadImage takes the sample's place; in training it is
+    followed by the next readable sample of the data set. The result depends on the files only, not on workers or processes.
     """
 
     def __init__(self, filenames: list[str], training: bool, on_bad_image: str) -> None:
         self.filenames, self.training, self.on_bad_image = filenames, training, on_bad_image
-        self.warned: set[str] = set()  # names of bad images that a warning was written of
+        self.warned: set[str] = set()  # names of the bad images already logged
 
     def __len__(self) -> int:
         return len(self.filenames)
@@ -89,14 +89,14 @@ class SampleReader(Dataset):
 
 
 class ImageLoader(ShieldedLoader):
-    """Batches of the samples that could be read; a batch without any is left out.
+    """Batches of the readable samples; a batch without any is omitted.
 
-    `skipped` holds the names of bad images that this process has met since the loader was last started, in their order; of each
-    a warning says why, once a run.
+    `skipped` lists the bad images that this process met since the loader was last started. A warning gives the reason once per
+    run and image.
     """
 
     def __init__(self, dataset: SampleReader, **kwargs: Any) -> None:
-        super().__init__(dataset, collate_fn=separate, **kwargs)
+        super().__init__(dataset, collate_fn=collate_readable, **kwargs)
         self.skipped: list[str] = []
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
@@ -112,7 +112,8 @@ class ImageLoader(ShieldedLoader):
                 yield batch
 
 
-def separate(items: list[dict[str, Any] | BadImage]) -> tuple[dict[str, Any], list[BadImage]]:
-    """The samples as a batch, tensors stacked and the rest in lists, and the bad images among them."""
+def collate_readable(items: list[dict[str, Any] | BadImage]) -> tuple[dict[str, Any], list[BadImage]]:
+    """A batch of the samples (tensors stacked, the rest as lists; empty without samples), and the bad images."""
     samples = [item for item in items if not isinstance(item, BadImage)]
-    return default_collate(samples) if samples else {}, [item for item in items if isinstance(item, BadImage)]
+    bad_images = [item for item in items if isinstance(item, BadImage)]
+    return default_collate(samples) if samples else {}, bad_images

@@ -1,35 +1,35 @@
-"""Artificial defects: in training, where all images are normal, something to learn from what an anomaly looks like (ours)."""
+"""Artificial defects for training, where all images are normal (not part of the published method)."""
 
 import cv2
 import numpy as np
 
 # A defect is one to three overlapping or scattered regions. Lengths are in pixels of the resized image.
 MAX_REGIONS = 3
-MIN_SIZE = 3.0  # of a region: the root of its area as a rectangle; log-uniform, so small ones are as frequent as large ones
-MAX_SIZE = 0.25  # in images: of the root of the image's area
-LOG_ASPECT = 1.2  # the logarithm of length over width is at most this, so a region is up to 3.3 times as long as wide
+MIN_SIZE = 3.0  # of a region: the square root of its area as a rectangle; log-uniform
+MAX_SIZE = 0.25  # relative to the square root of the image's area
+LOG_ASPECT = 1.2  # limit of log(length / width): a region is up to 3.3 times as long as wide
 CORNERS = (3, 6)  # of a polygon or line
-MAX_LINE = 3  # how wide a line is drawn
+MAX_LINE = 3  # width of a drawn line
 NOISE_CELL = 8  # regions are broken up by noise of this wavelength
 
-# What fills it: another image, else this image turned, scaled and shifted, or one of its colours
+# What fills a region: another image; or this image rotated, scaled and shifted; or one of its colours
 ZOOM = (0.7, 1.4)
-SHIFT = 1 / 3  # in images
+SHIFT = 1 / 3  # relative to the image's size
 CONTRAST = (0.6, 1.4)
 BRIGHTNESS = 60  # of 255, up or down
 OPACITY = (0.4, 1.0)
-SIGMA = (0.3, 1.2)  # of the Gaussian that softens the edges
+SIGMA = (0.3, 1.2)  # of the Gaussian blur of the edges
 
 VISIBLE = 12  # of 255: the mask is where a channel changed by more
-MIN_PIXELS = 6  # a defect with fewer in its mask is drawn anew
+MIN_PIXELS = 6  # a defect with a smaller mask is drawn again
 MAX_TRIES = 20
 
 
 def paste_defect(image: np.ndarray, donor: np.ndarray | None, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """A copy of `image`, H x W x 3 uint8, with a defect, and its mask, H x W bool: the pixels that visibly changed.
 
-    donor, H x W x 3 uint8: another image to fill the defect from; None: it is filled from `image`. Three equal channels in both
-    stay equal. A mask has at least MIN_PIXELS unless MAX_TRIES defects changed fewer; it may be empty then.
+    donor, H x W x 3 uint8: another image to fill the defect from; None: `image` itself. A grey image and donor give a grey
+    result. A mask has at least MIN_PIXELS, unless MAX_TRIES attempts all changed fewer; then it may be empty.
     """
     for _ in range(MAX_TRIES):
         regions = _draw_regions(*image.shape[:2], rng).astype(np.float32)
@@ -37,7 +37,9 @@ def paste_defect(image: np.ndarray, donor: np.ndarray | None, rng: np.random.Gen
         weight = opacity * cv2.GaussianBlur(regions, (0, 0), rng.uniform(*SIGMA))[..., None]  # H x W x 1
         filling = _make_filling(image, donor, rng)
         defective = np.rint(image + weight * (filling - image)).astype(np.uint8)
-        mask = cv2.inRange(cv2.absdiff(defective, image), (0,) * 3, (VISIBLE,) * 3) == 0  # H x W; any channel is out of range
+        mask = (
+            cv2.inRange(cv2.absdiff(defective, image), (0,) * 3, (VISIBLE,) * 3) == 0
+        )  # H x W; True if any channel is out of range
         if mask.sum() >= MIN_PIXELS:
             break
     return defective, mask
@@ -82,7 +84,7 @@ def _draw_region(height: int, width: int, rng: np.random.Generator) -> np.ndarra
 
 
 def _make_filling(image: np.ndarray, donor: np.ndarray | None, rng: np.random.Generator) -> np.ndarray:
-    """What shows inside the regions: H x W x 3 float32 in [0, 255]."""
+    """The picture inside the regions: H x W x 3 float32 in [0, 255]."""
     height, width = image.shape[:2]
     if donor is not None:
         filling = donor

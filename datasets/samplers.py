@@ -1,4 +1,4 @@
-"""Which samples a process takes, and in which order."""
+"""Samplers: which samples a process takes, and in which order."""
 
 from collections.abc import Iterator
 
@@ -7,13 +7,13 @@ from torch.utils.data import Sampler
 
 
 class TrainSampler(Sampler[int]):
-    """A new random order every epoch, a function of (seed, epoch) alone, shared out among the processes.
+    """A new random order every epoch, which depends on (seed, epoch) only, distributed over the processes.
 
-    Rank r takes every world_size-th index, so that the k-th batches of all ranks together are the k-th batch of one
-    process with a batch world_size times as large. Where the samples do not divide evenly, the order is continued from
-    its start, so that all ranks take equally many. With `clsnames`, one name a sample, every class is drawn equally often
-    in an epoch of the same length: small classes repeat, of large ones each epoch sees another part. A resumed epoch starts
-    in the middle of its order; the sampler's length is the whole epoch's all the same.
+    Rank r takes every world_size-th index, so that the k-th batches of all ranks together equal the k-th batch of one process
+    with a batch world_size times as large. If the samples do not divide evenly, the order is repeated from its start, so that
+    all ranks take the same number. With `clsnames`, one name per sample, every class is drawn equally often in an epoch of the
+    same length: small classes repeat, and each epoch sees a different part of large ones. A resumed epoch starts in the middle
+    of its order; len() is that of the whole epoch.
     """
 
     def __init__(self, num_samples: int, rank: int, world_size: int, seed: int, clsnames: list[str] | None = None) -> None:
@@ -27,7 +27,7 @@ class TrainSampler(Sampler[int]):
             self.members = [np.flatnonzero(names == name) for name in np.unique(names)]  # the indices of each class
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:
-        """Choose the order of `epoch`, behind the first `start` samples of each process."""
+        """Choose the order of `epoch`; each process skips its first `start` samples."""
         self.epoch, self.start = epoch, start
 
     def __len__(self) -> int:
@@ -40,7 +40,7 @@ class TrainSampler(Sampler[int]):
         return iter(order[self.rank :: self.world_size][self.start :].tolist())
 
     def _balanced(self, rng: np.random.Generator) -> np.ndarray:
-        """num_samples indices, equally many of each class; what does not divide evenly goes to random classes."""
+        """num_samples indices, the same number of each class; a remainder goes to random classes."""
         quota, rest = divmod(self.num_samples, len(self.members))
         drawn = []
         for place, i in enumerate(rng.permutation(len(self.members))):

@@ -1,4 +1,4 @@
-"""The exceptions that a tool ends with in one line: what a person can mend, and a run that was asked to stop."""
+"""The exceptions that end a tool with one line: a problem the user can fix, and a run that was asked to stop."""
 
 
 class UserError(Exception):
@@ -13,4 +13,4 @@ class UserError(Exception):
 
 
 class Interrupted(Exception):
-    """A run that a signal asked to stop, and that has saved where it was. The message is one line; see utils.process.cli.run."""
+    """A signal asked the run to stop, and it has saved its state. The message is one line; see utils.process.cli.run."""

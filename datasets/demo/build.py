@@ -1,7 +1,6 @@
-"""The demo set: its images one by one, and the folder that holds them all in MVTec layout."""
+"""The demo set: draws each image, and builds the folder in MVTec layout."""
 
-from __future__ import annotations
-
+import contextlib
 import json
 import os
 import shutil
@@ -14,15 +13,14 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from datasets.demo.assemblies import cable, circuit
 from datasets.demo.flaws import Flaw
-from datasets.demo.parts import capsule, nut
-from datasets.demo.surface import SIZE, Light, Surface, shade
+from datasets.demo.objects import cable, capsule, circuit, nut
+from datasets.demo.surface import SIZE, Surface, shade
 from datasets.demo.textures import brick, grass, gravel
 from datasets.lists import lists_from_tree, write_list
 from utils.errors import UserError
 
-FORMAT = 2  # of the pictures: raise it when they change
+FORMAT = 2  # version of the pictures: increase it when they change
 MADE_BY = "made_by.json"
 GOOD = "good"
 VISIBLE = 6 / 255  # a pixel counts as changed when a channel differs by more than this
@@ -42,7 +40,7 @@ CLASSES: dict[str, tuple[Draw, tuple[str, ...]]] = {
 
 @dataclass(frozen=True)
 class Item:
-    """One image: the `index`-th of `count` of its kind. Among defects the first is the subtlest, the last the plainest."""
+    """One image: the `index`-th of `count` of its kind. Among defects the first is the subtlest, the last the most obvious."""
 
     clsname: str
     split: str
@@ -59,13 +57,13 @@ class Item:
         return None if self.kind == GOOD else f"{self.clsname}/ground_truth/{self.kind}/{self.index:03d}_mask.png"
 
     def stream(self, seed: int, *purpose: str | int) -> np.random.Generator:
-        """Random numbers for one purpose in one image: they depend on these names, not on what was drawn before."""
+        """Random numbers for one purpose in one image, independent of what was drawn before."""
         names = (seed, self.clsname, self.split, self.kind, self.index, *purpose)
         return np.random.default_rng([name if isinstance(name, int) else zlib.crc32(name.encode()) for name in names])
 
 
 def items(train: int = 40, good: int = 15, defective: int = 25) -> Iterator[Item]:
-    """The images of the set; the numbers are those of one class, `defective` is shared out over its kinds."""
+    """The images of the set. Counts are per class; `defective` is distributed over the class's kinds."""
     for clsname, (_, kinds) in CLASSES.items():
         folders = [("train", GOOD, train), ("test", GOOD, good)]
         folders += [("test", kind, len(range(number, defective, len(kinds)))) for number, kind in enumerate(kinds)]
@@ -81,9 +79,9 @@ def render(item: Item, seed: int) -> tuple[np.ndarray, np.ndarray]:
     draw, _ = CLASSES[item.clsname]
 
     def photograph(flaw: Flaw | None) -> np.ndarray:
-        # The scene's stream starts anew each time, so that both pictures show the same part under the same light.
+        # Fresh streams for each picture, so that both show the same part under the same light.
         surface = draw(item.stream(seed, "scene"), flaw)
-        return through_lens(shade(surface, Light.sample(item.stream(seed, "light"))), item.stream(seed, "lens"))
+        return through_lens(shade(surface, item.stream(seed, "light")), item.stream(seed, "lens"))
 
     clean = photograph(None)
     if item.kind == GOOD:
@@ -106,14 +104,14 @@ def through_lens(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def changed_pixels(flawed: np.ndarray, clean: np.ndarray) -> np.ndarray:
-    """The mask of a defect (H x W, bool): every pixel that it visibly changed, and the gaps of a few pixels among them."""
+    """The mask of a defect, H x W bool: every pixel that it visibly changed, with gaps of a few pixels closed."""
     changed = np.abs(flawed - clean).max(axis=2) > VISIBLE
     disk = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (5, 5))
     return cv2.morphologyEx(changed.astype(np.uint8), cv2.MORPH_CLOSE, disk).astype(bool)
 
 
 def with_noise(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """The 8-bit image: sensor noise that grows with the light and is mostly common to the channels."""
+    """The image as uint8 with sensor noise, which grows with brightness and is mostly common to the channels."""
     common, own = (rng.standard_normal((SIZE, SIZE, channels), dtype=np.float32) for channels in (1, 3))
     grain = (common + own / 2) * np.sqrt(picture + np.float32(0.1)) * np.float32(rng.uniform(0.004, 0.008))
     return np.round(np.clip(picture + grain, 0, 1) * 255).astype(np.uint8)
@@ -130,9 +128,9 @@ def draw_item(item: Item, seed: int) -> tuple[np.ndarray, np.ndarray | None]:
 
 
 def build_demo(out: Path, seed: int = 0, train: int = 40, good: int = 15, defective: int = 25) -> bool:
-    """Make the set in folder `out`, whole or not at all; False if it is there already. The numbers are those of one class.
+    """Make the set in folder `out`, completely or not at all; False if it exists already. Counts are per class.
 
-    UserError if `out` holds anything else, an unfinished or another demo set included, or cannot be written.
+    UserError if `out` holds anything else, including an incomplete or different demo set, or cannot be written.
     """
     if seed < 0:
         raise UserError(f"the seed is {seed}; it must be 0 or more")
@@ -143,8 +141,10 @@ def build_demo(out: Path, seed: int = 0, train: int = 40, good: int = 15, defect
     if out.is_dir() and not any(out.iterdir()):
         out.rmdir()
     if out.exists():
-        if is_made_by(out, made_by) and all((out / name).is_file() for name in names):
-            return False
+        with contextlib.suppress(OSError, ValueError):  # no made_by.json, or not one of ours
+            found = json.loads((out / MADE_BY).read_text(encoding="utf-8"))
+            if found == made_by and all((out / name).is_file() for name in names):
+                return False
         raise UserError(f"{out} holds something other than the whole demo set of seed {seed}: remove it, or give another --out")
     unfinished = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
@@ -156,14 +156,6 @@ def build_demo(out: Path, seed: int = 0, train: int = 40, good: int = 15, defect
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return True
-
-
-def is_made_by(folder: Path, made_by: dict[str, int]) -> bool:
-    """Whether the folder says of itself that it was made so."""
-    try:
-        return json.loads((folder / MADE_BY).read_text(encoding="utf-8")) == made_by
-    except (OSError, ValueError):
-        return False
 
 
 def write_set(folder: Path, wanted: list[Item], seed: int) -> None:

@@ -1,9 +1,7 @@
-"""What every demo picture is made of: a surface with colour, height and gloss, and a light that falls on it.
+"""What every demo picture is made of: a surface with colour, height and gloss, and a lamp that lights it.
 
-Lengths are pixels of the finished image, with the origin in its middle; drawing happens on a finer grid, which smooths edges.
+Lengths are pixels of the finished image with the origin in its middle. Drawing uses a finer grid, which smooths edges.
 """
-
-from __future__ import annotations
 
 import math
 from collections.abc import Sequence
@@ -13,30 +11,31 @@ import cv2
 import numpy as np
 
 SIZE = 256  # side of a finished image
-GRID = 384  # side of the grid that it is drawn on
+GRID = 384  # side of the grid it is drawn on
 STEP = SIZE / GRID
 
 Colour = Sequence[float] | np.ndarray
+Height = float | np.ndarray
 
 
 @dataclass(frozen=True)
 class Pose:
-    """Where a part lies: its middle, its turn in radians, and its size relative to the drawing."""
+    """Where a part lies: its centre, its rotation in radians, and its scale."""
 
     x: float = 0.0
     y: float = 0.0
     angle: float = 0.0
     zoom: float = 1.0
 
-    def at(self, u: float, v: float, turn: float = 0.0) -> Pose:
-        """Pose of a smaller part that lies at (u, v) of this one."""
+    def at(self, u: float, v: float, turn: float = 0.0) -> "Pose":
+        """Pose of a part that lies at (u, v) in this one's frame."""
         c, s = np.cos(self.angle) * self.zoom, np.sin(self.angle) * self.zoom
         return Pose(self.x + c * u - s * v, self.y + s * u + c * v, self.angle + turn, self.zoom)
 
 
 @dataclass
 class Surface:
-    """Maps of one size: coordinates x and y, albedo (H x W x 3, RGB in 0..1), height in pixels, gloss in 0..1."""
+    """Maps of one size, H x W: coordinates x and y, albedo (H x W x 3, RGB in 0..1), height in pixels, gloss in 0..1."""
 
     x: np.ndarray
     y: np.ndarray
@@ -45,15 +44,15 @@ class Surface:
     gloss: np.ndarray
 
     @classmethod
-    def flat(cls, albedo: Colour, gloss: float = 0.0) -> Surface:
+    def flat(cls, albedo: Colour, gloss: float = 0.0) -> "Surface":
         """A level surface of one colour, or of a GRID x GRID x 3 picture."""
         axis = (np.arange(GRID, dtype=np.float32) + 0.5) * STEP - SIZE / 2
         x, y = np.meshgrid(axis, axis)
         colour = np.broadcast_to(np.asarray(albedo, np.float32), (GRID, GRID, 3)).copy()
         return cls(x, y, colour, np.zeros_like(x), np.full_like(x, gloss))
 
-    def near(self, pose: Pose, reach: float) -> Surface:
-        """The part within `reach` of the pose's middle; it shares memory with the whole, so drawing on it draws here."""
+    def near(self, pose: Pose, reach: float) -> "Surface":
+        """The window within `reach` of a pose's centre. It shares memory with this surface, so drawing on it draws here."""
         low = [int(np.clip((c - reach * pose.zoom) / STEP + GRID / 2, 0, GRID)) for c in (pose.x, pose.y)]
         high = [int(np.clip((c + reach * pose.zoom) / STEP + GRID / 2 + 1, 0, GRID)) for c in (pose.x, pose.y)]
         window = np.s_[low[1] : high[1], low[0] : high[0]]
@@ -72,11 +71,11 @@ class Surface:
         height: float | np.ndarray | None = None,
         gloss: float | None = None,
     ) -> None:
-        """Cover the surface where alpha (0..1) says so; what is None stays as it was."""
+        """Blend the surface towards new values by alpha (0..1); a property that is None stays unchanged."""
         rows, columns = np.flatnonzero(alpha.any(axis=1)), np.flatnonzero(alpha.any(axis=0))
         if rows.size == 0:
             return
-        window = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]  # most things are small: touch no more than them
+        window = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]  # most objects are small: blend only there
         share = alpha[window].astype(np.float32)
         for layer, new in ((self.albedo, colour), (self.height, height), (self.gloss, gloss)):
             if new is not None:
@@ -85,48 +84,32 @@ class Surface:
                 layer[window] += (share[..., None] if layer.ndim == 3 else share) * (new - layer[window])
 
 
-@dataclass(frozen=True)
-class Light:
-    """A lamp: the direction it stands in, how much comes from everywhere, and how it weakens across the image."""
-
-    azimuth: float
-    elevation: float
-    ambient: float
-    falloff: float
-
-    @classmethod
-    def sample(cls, rng: np.random.Generator) -> Light:
-        return cls(rng.uniform(-2.6, -1.8), rng.uniform(0.8, 1.05), rng.uniform(0.3, 0.45), rng.uniform(0.0, 0.08))
-
-    @property
-    def direction(self) -> tuple[float, float, float]:
-        flat = math.cos(self.elevation)
-        return flat * math.cos(self.azimuth), flat * math.sin(self.azimuth), math.sin(self.elevation)
-
-
-def shade(surface: Surface, light: Light) -> np.ndarray:
-    """Picture of a lit surface, SIZE x SIZE x 3, RGB in 0..1: Lambert and Blinn-Phong reflection with soft cast shadows."""
-    lx, ly, lz = light.direction
+def shade(surface: Surface, rng: np.random.Generator) -> np.ndarray:
+    """Picture of a surface under a random lamp, SIZE x SIZE x 3, RGB in 0..1: Lambert and Blinn-Phong with soft shadows."""
+    azimuth, elevation = rng.uniform(-2.6, -1.8), rng.uniform(0.8, 1.05)
+    ambient, falloff = rng.uniform(0.3, 0.45), rng.uniform(0.0, 0.08)  # light from everywhere; how it fades across the image
+    flat = math.cos(elevation)
+    lx, ly, lz = flat * math.cos(azimuth), flat * math.sin(azimuth), math.sin(elevation)
     slope_y, slope_x = np.gradient(surface.height, STEP)
     norm = 1 / np.sqrt(1 + slope_x**2 + slope_y**2)
     facing = np.maximum(norm * (lz - slope_x * lx - slope_y * ly), 0)
     glint = np.maximum(norm * (lz + 1 - slope_x * lx - slope_y * ly), 0) / math.hypot(lx, ly, lz + 1)
-    open_sky = 1 - 0.75 * cast_shadow(surface.height, light)
-    falloff = 1 + light.falloff * (surface.x * lx + surface.y * ly) / (SIZE / 2)
-    diffuse = falloff * (light.ambient + (1 - light.ambient) * facing / lz * open_sky)
-    broad = np.square(np.square(np.square(glint)))  # the 8th power, and below its 8th power: squares are cheap
+    open_sky = 1 - 0.75 * cast_shadow(surface.height, azimuth, elevation)
+    fading = 1 + falloff * (surface.x * lx + surface.y * ly) / (SIZE / 2)
+    diffuse = fading * (ambient + (1 - ambient) * facing / lz * open_sky)
+    broad = np.square(np.square(np.square(glint)))  # the 8th power; squaring is much faster than a power
     specular = surface.gloss * open_sky * (0.3 * broad + 0.7 * np.square(np.square(np.square(broad))))
     picture = cv2.merge([surface.albedo[..., channel] * diffuse + specular for channel in range(3)])
     return np.clip(cv2.resize(picture, (SIZE, SIZE), interpolation=cv2.INTER_AREA), 0, 1)
 
 
-def cast_shadow(height: np.ndarray, light: Light) -> np.ndarray:
-    """How much of the lamp is hidden from each point, 0..1. Worked out on a coarse grid: the lamp is wide, its shadows soft."""
+def cast_shadow(height: np.ndarray, azimuth: float, elevation: float) -> np.ndarray:
+    """Share of the lamp that is hidden from each point, 0..1. A coarse grid is enough: the lamp is wide, its shadows are soft."""
     coarse = cv2.resize(height, None, fx=0.25, fy=0.25, interpolation=cv2.INTER_AREA)
-    step, rise = STEP / 0.25, math.tan(light.elevation)
+    step, rise = STEP / 0.25, math.tan(elevation)
     hidden = np.zeros_like(coarse)
     for reach in range(1, 9):
-        move = np.float32([[1, 0, -reach * math.cos(light.azimuth)], [0, 1, -reach * math.sin(light.azimuth)]])
+        move = np.float32([[1, 0, -reach * math.cos(azimuth)], [0, 1, -reach * math.sin(azimuth)]])
         towards_lamp = cv2.warpAffine(coarse, move, coarse.shape[::-1], borderMode=cv2.BORDER_REPLICATE)
         hidden = np.maximum(hidden, np.clip((towards_lamp - coarse - reach * step * rise) / 3, 0, 1))
     soft = cv2.GaussianBlur(hidden, (0, 0), 0.9)

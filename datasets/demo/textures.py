@@ -1,6 +1,4 @@
-"""Three surfaces cut from photographs that scikit-image carries inside its package, free of copyright restrictions."""
-
-from __future__ import annotations
+"""Three textures cut from photographs that the scikit-image package contains, free of copyright restrictions."""
 
 from functools import cache
 from importlib.util import find_spec
@@ -13,13 +11,13 @@ from datasets.demo.flaws import Flaw, blob, crack, stain, wander
 from datasets.demo.surface import GRID, SIZE, STEP, Pose, Surface, cover, disc, noise, polygon, rounded
 from utils.errors import UserError
 
-# Middle and radius of some of the coins in coins.png, in its pixels.
+# Centre (x, y) and radius of some coins in coins.png, in its pixels.
 COINS = [(155, 51, 22), (216, 51, 21), (46, 124, 20), (206, 125, 18), (337, 125, 18), (212, 193, 20), (102, 195, 20)]
 
 
 @cache
 def photo(name: str) -> np.ndarray:
-    """A photograph from the folder of scikit-image, H x W x 3, RGB in 0..1. Errors: the package or the file is missing."""
+    """A photograph of scikit-image, H x W x 3, RGB in 0..1. UserError if the package or the file is missing."""
     package = find_spec("skimage")
     folder = Path(package.origin).parent / "data" if package and package.origin else None
     picture = cv2.imread(str(folder / name), cv2.IMREAD_COLOR) if folder else None
@@ -29,10 +27,10 @@ def photo(name: str) -> np.ndarray:
 
 
 def cut(rng: np.random.Generator, source: np.ndarray, zoom: tuple[float, float], turn: float, swing: float) -> np.ndarray:
-    """A random window of a photograph, GRID x GRID x 3. `zoom`: source pixels an image pixel; `turn` +- `swing` in radians."""
+    """A random window of a photograph, GRID x GRID x 3. `zoom`: source pixels per pixel; rotation `turn` +- `swing` (radians)."""
     tall, wide = source.shape[:2]
     angle, scale = turn + rng.uniform(-swing, swing), rng.uniform(*zoom)
-    # Half the side of the upright box around the turned window; beyond the photograph it is mirrored.
+    # Half the side of the upright box around the turned window; the photograph is mirrored beyond its edges.
     half = scale * SIZE / 2 * (abs(np.cos(angle)) + abs(np.sin(angle)))
     x, y = (
         c if high <= low else rng.uniform(low, high)
@@ -63,14 +61,13 @@ def brick(rng: np.random.Generator, flaw: Flaw | None) -> Surface:
         line = wander(flaw, pose, flaw.rng.uniform(80, 150), 0.45)
         crack(surface, line, flaw.between(1.2, 3.0), flaw.between(0.5, 2.0), (0.17, 0.12, 0.10), flaw.between(0.6, 0.95))
     elif flaw.kind == "stain":
-        alpha = blob(flaw, surface, pose, flaw.rng.uniform(22, 42), 8, flaw.rng.uniform(1, 1.8))
-        damp = flaw.rng.random() < 0.5
-        if damp:
+        alpha = blob(flaw, surface, pose, flaw.rng.uniform(22, 42), 8, 1.8)
+        if flaw.rng.random() < 0.5:  # damp
             stain(surface, alpha, (0.40, 0.38, 0.40), flaw.between(0.6, 1.0))
         else:
             surface.lay(alpha * np.float32(flaw.between(0.45, 0.85)), colour=(0.80, 0.76, 0.72))
     else:
-        alpha = blob(flaw, surface, pose, flaw.rng.uniform(20, 38), 3, flaw.rng.uniform(1, 2))
+        alpha = blob(flaw, surface, pose, flaw.rng.uniform(20, 38), 3, 2)
         grain = 1 + 0.05 * noise(flaw.rng, 5, octaves=3)[..., None]
         surface.lay(alpha * np.float32(flaw.between(0.6, 0.97)), colour=np.float32([0.66, 0.60, 0.53]) * grain)
     return surface
@@ -83,13 +80,22 @@ def gravel(rng: np.random.Generator, flaw: Flaw | None) -> Surface:
     mineral = 1 + 0.04 * noise(rng, 9)[..., None] * np.float32([1, 0, -1])
     surface = Surface.flat((0.08 + 0.85 * tone[..., None]) * warmth * mineral)
     if flaw is not None:
-        spoilt_gravel(surface, flaw, flaw.place(60))
+        pose = flaw.place(60)
+        if flaw.kind == "sand":
+            alpha = blob(flaw, surface, pose, flaw.rng.uniform(18, 38), 7, 1.8)
+            grain = 1 + 0.05 * noise(flaw.rng, 2.2, octaves=2)[..., None]
+            surface.lay(alpha * np.float32(flaw.between(0.72, 0.98)), colour=np.float32([0.60, 0.49, 0.34]) * grain)
+        elif flaw.kind == "oil":
+            alpha = blob(flaw, surface, pose, flaw.rng.uniform(17, 36), 6, 1.6)
+            stain(surface, alpha, (0.24, 0.21, 0.17), flaw.between(0.5, 0.95))
+        else:
+            wooden_chip(surface, flaw, pose)
     pan(surface, rng)
     return surface
 
 
 def pan(surface: Surface, rng: np.random.Generator) -> None:
-    """The rim of a round steel pan, over everything that lies outside it a rubber mat."""
+    """The rim of a round steel pan; a rubber mat covers everything outside it."""
     middle = Pose(rng.uniform(-3, 3), rng.uniform(-3, 3))
     u, v = surface.local(middle)
     mat = 0.25 + 0.02 * noise(rng, 2.5, octaves=2)
@@ -98,21 +104,8 @@ def pan(surface: Surface, rng: np.random.Generator) -> None:
     surface.lay(cover(rim), colour=np.float32([0.60, 0.61, 0.62]), height=9 * rounded(rim, 7), gloss=0.4)
 
 
-def spoilt_gravel(surface: Surface, flaw: Flaw, pose: Pose) -> None:
-    """Sand, oil or wood among the stones."""
-    if flaw.kind == "sand":
-        alpha = blob(flaw, surface, pose, flaw.rng.uniform(18, 38), 7, flaw.rng.uniform(1, 1.8))
-        grain = 1 + 0.05 * noise(flaw.rng, 2.2, octaves=2)[..., None]
-        surface.lay(alpha * np.float32(flaw.between(0.72, 0.98)), colour=np.float32([0.60, 0.49, 0.34]) * grain)
-    elif flaw.kind == "oil":
-        alpha = blob(flaw, surface, pose, flaw.rng.uniform(17, 36), 6, flaw.rng.uniform(1, 1.6))
-        stain(surface, alpha, (0.24, 0.21, 0.17), flaw.between(0.5, 0.95))
-    else:
-        wooden_chip(surface, flaw, pose)
-
-
 def wooden_chip(surface: Surface, flaw: Flaw, pose: Pose) -> None:
-    """A splinter of wood, lying flat; the subtle ones are small and as grey as the stones."""
+    """A flat splinter of wood; subtle ones are small and as grey as the stones."""
     u, v = surface.local(pose)
     size = flaw.between(8, 16)
     shape = polygon(u / np.float32(flaw.rng.uniform(1.3, 2.6)), v, size, int(flaw.rng.integers(4, 6)))
@@ -133,11 +126,11 @@ def grass(rng: np.random.Generator, flaw: Flaw | None) -> Surface:
         return surface
     pose = flaw.place(85)
     if flaw.kind == "bare":
-        alpha = blob(flaw, surface, pose, flaw.rng.uniform(17, 38), 7, flaw.rng.uniform(1, 1.8))
+        alpha = blob(flaw, surface, pose, flaw.rng.uniform(17, 38), 7, 1.8)
         crumbs = 1 + 0.16 * noise(flaw.rng, 6, octaves=3)[..., None]
         surface.lay(alpha * np.float32(flaw.between(0.6, 0.97)), colour=np.float32([0.36, 0.28, 0.20]) * crumbs)
     elif flaw.kind == "dry":
-        alpha = blob(flaw, surface, pose, flaw.rng.uniform(22, 44), 9, flaw.rng.uniform(1, 1.6))
+        alpha = blob(flaw, surface, pose, flaw.rng.uniform(22, 44), 9, 1.6)
         stain(surface, alpha, (2.0, 1.3, 0.9), flaw.between(0.65, 1.0))
     else:
         lost_coin(surface, flaw, pose)
@@ -145,7 +138,7 @@ def grass(rng: np.random.Generator, flaw: Flaw | None) -> Surface:
 
 
 def lost_coin(surface: Surface, flaw: Flaw, pose: Pose) -> None:
-    """An old coin among the blades; the subtle ones are small, dark and half overgrown."""
+    """An old coin among the blades; subtle ones are small, dark and half overgrown."""
     left, top, reach = COINS[int(flaw.rng.integers(len(COINS)))]
     u, v = surface.local(pose)
     radius = flaw.between(12, 19)

@@ -1,30 +1,32 @@
-"""From a data set as its publisher lays it out to the lists that a configuration's meta_file names."""
+"""From a folder of images to the lists that a configuration's meta_file names.
+
+In the order of tools/prepare_data.py: read_layout (here; `published` and `folder` hold the readers) makes a Scan (`scan`),
+`checks` reads every image and mask, `write_lists` leaves out, splits and writes, `summary` prints a table.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from datasets.lists import subfolders, walk_images
+from datasets.prepare import published
 from datasets.prepare.folder import read_folder
-from datasets.prepare.real_iad import is_real_iad, read_real_iad
-from datasets.prepare.scan import Found
-from datasets.prepare.trees import is_btad, is_mvtec, is_mvtec_loco, read_btad, read_mvtec, read_mvtec_loco
-from datasets.prepare.visa import is_visa, read_visa
+from datasets.prepare.scan import Scan
 from utils.errors import UserError
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A layout: how it looks, who documents it, whether a folder has it, and what it holds."""
+    """A layout: how it looks, who documents it, whether a folder has it, and its reader."""
 
     layout: str
     source: str
     is_there: Callable[[Path], bool]
-    read: Callable[..., Found]
+    read: Callable[..., Scan]
 
 
 def _is_folder(root: Path) -> bool:
-    has_layout_of_its_own = is_visa(root) or is_real_iad(root) or is_mvtec_loco(root)
+    has_layout_of_its_own = published.is_visa(root) or published.is_real_iad(root) or published.is_mvtec_loco(root)
     return not has_layout_of_its_own and next(walk_images(root), None) is not None
 
 
@@ -32,38 +34,38 @@ KINDS = {
     "mvtec_loco": Kind(
         "CLASS/{train,validation}/good, CLASS/test/KIND, CLASS/ground_truth/KIND/NNN/*.png",
         "MVTec LOCO AD: Bergmann et al., Beyond Dents and Scratches, IJCV 2022, and the archive's readme",
-        is_mvtec_loco,
-        read_mvtec_loco,
+        published.is_mvtec_loco,
+        published.read_mvtec_loco,
     ),
     "btad": Kind(
         "CLASS/train/ok, CLASS/test/{ok,ko}, CLASS/ground_truth/ko/NAME.*",
         "BTAD: Mishra et al., VT-ADL, ISIE 2021, and its authors' repository VT-ADL",
-        is_btad,
-        read_btad,
+        published.is_btad,
+        published.read_btad,
     ),
     "real_iad": Kind(
         "realiad_jsons/CLASS.json and realiad_256, realiad_512 or realiad_1024",
         "Real-IAD: Wang et al., CVPR 2024, and its project page",
-        is_real_iad,
-        read_real_iad,
+        published.is_real_iad,
+        published.read_real_iad,
     ),
     "visa": Kind(
         "split_csv/1cls.csv with CLASS/Data/{Images,Masks}, or 1cls/CLASS/{train/good,test/good,test/bad,ground_truth/bad}",
         "VisA: Zou et al., SPot-the-Difference, ECCV 2022, and its authors' repository spot-diff",
-        is_visa,
-        read_visa,
+        published.is_visa,
+        published.read_visa,
     ),
     "mvtec": Kind(
         "CLASS/train/good, CLASS/test/KIND, CLASS/ground_truth/KIND/NAME_mask.png",
         "MVTec AD: Bergmann et al., CVPR 2019, and the archive's readme",
-        is_mvtec,
-        read_mvtec,
+        published.is_mvtec,
+        published.read_mvtec,
     ),
     "mpdd": Kind(
         "CLASS/train/good, CLASS/test/KIND, CLASS/ground_truth/KIND/NAME_mask.png",
         "MPDD: Jezek et al., Deep learning-based defect detection of metal parts, ICUMT 2021, and its authors' repository",
-        is_mvtec,
-        read_mvtec,
+        published.is_mvtec,
+        published.read_mvtec,
     ),
     "folder": Kind(
         "your own images: [CLASS/]{train/good,test/KIND}, or [CLASS/]{good,bad}, or [CLASS/]* where all are good",
@@ -74,8 +76,8 @@ KINDS = {
 }
 
 
-def read_layout(kind: str, root: Path, **options: str | None) -> Found:
-    """The images of a data set of a kind; where root holds none, a UserError saying what it holds and what it looks like."""
+def read_layout(kind: str, root: Path, **options: str | None) -> Scan:
+    """Read a data set of a kind. UserError for another layout, which says what root holds and what it looks like."""
     if not root.is_dir():
         raise UserError(f"{root} is not a folder")
     if not KINDS[kind].is_there(root):
@@ -90,7 +92,7 @@ def _contents(root: Path) -> str:
 
 
 def _hint(kind: str, root: Path) -> str:
-    """Which published kind is found here, or else where the kind is found instead, or else that it is one's own images."""
+    """The published kind that root looks like; else the folder above or below that has the layout; else the kind `folder`."""
     other = next((name for name, layout in KINDS.items() if layout.is_there(root)), None)
     if other and other != "folder":
         return f"; it looks like the kind '{other}'"

@@ -1,11 +1,11 @@
-"""What may be wrong with images and masks, found by reading each of them once."""
+"""Reads every image and mask once and records what is wrong with it."""
 
 import hashlib
 import io
 import warnings
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -14,17 +14,17 @@ from tqdm import tqdm
 from datasets.images import ImageReader
 from datasets.lists import Record
 from datasets.prepare.near_duplicates import fingerprint
-from datasets.prepare.scan import Found
+from datasets.prepare.scan import Scan
 from utils.errors import UserError
 
-ALL_BUT_BLACK = 16  # of 255: a 12-bit camera's 16-bit file, read at 8 bits, stays below
+ALMOST_BLACK = 16  # of 255: a 16-bit file of a 12-bit camera stays below when it is read at 8 bits
 
 
 @dataclass(frozen=True)
 class Checked:
-    """What reading an image and its mask showed; `problem` and `mask_problem` are what makes one of them unusable."""
+    """What reading an image and its mask showed; `problem` and `mask_problem` say why one of them cannot be used."""
 
-    digest: bytes = b""  # of the file's content
+    digest: bytes = b""  # SHA-256 of the file
     fingerprint: np.ndarray | None = None
     black: bool = False
     empty_mask: bool = False
@@ -32,19 +32,25 @@ class Checked:
     mask_problem: str | None = None
 
 
-def check_images(found: Found, workers: int) -> dict[str, Checked]:
-    """For each image by its filename what reading it showed; a progress bar on a terminal."""
-    reader = ImageReader(str(found.root), color_mode="BGR")
-    records = list(found.records())
-    with warnings.catch_warnings(), ThreadPoolExecutor(workers) as pool:  # decoding releases the interpreter's lock
-        warnings.simplefilter("ignore")  # what PIL thinks of a file's metadata
-        checked = pool.map(lambda record: _check(record, found.parts_of_mask(record), reader), records)
+def check_images(scan: Scan, workers: int) -> dict[str, Checked]:
+    """Read all images and masks; results by the image's filename. Shows a progress bar on a terminal."""
+    reader = ImageReader(str(scan.root), color_mode="BGR")
+    records = list(scan.records())
+    with warnings.catch_warnings(), ThreadPoolExecutor(workers) as pool:  # decoding releases the GIL
+        warnings.simplefilter("ignore")  # PIL warns about odd metadata
+        checked = pool.map(lambda record: _check(record, scan.parts_of_mask(record), reader), records)
         checked = list(tqdm(checked, "reading", len(records), unit=" images", leave=False, disable=None))
     return {record["filename"]: result for record, result in zip(records, checked, strict=True)}
 
 
+def problems(scan: Scan, checked: dict[str, Checked]) -> list[str]:
+    """A line for each image and mask that cannot be used, sorted by the image's name."""
+    results = [checked[record["filename"]] for record in sorted(scan.records(), key=lambda record: record["filename"])]
+    return [problem for result in results for problem in (result.problem, result.mask_problem) if problem]
+
+
 def read_joined_mask(reader: ImageReader, parts: Iterable[str]) -> np.ndarray:
-    """H x W uint8, 1 where any of the masks is above 0; UserError where they are unequally large."""
+    """H x W uint8, 1 where any of the masks is above 0; UserError where their sizes differ."""
     masks = {name: reader.read_mask(name) for name in parts}
     if len({mask.shape for mask in masks.values()}) > 1:
         sizes = ", ".join(f"{name} {mask.shape[1]} x {mask.shape[0]}" for name, mask in masks.items())
@@ -63,27 +69,24 @@ def _check(record: Record, parts: list[str], reader: ImageReader) -> Checked:
         return Checked(problem=str(error))
     except OSError as error:
         return Checked(problem=f"{name} cannot be read ({error.strerror})")
-    shown = {
-        "digest": hashlib.sha256(data).digest(),
-        "fingerprint": fingerprint(image),
-        "black": bool(image.max() < ALL_BUT_BLACK),
-    }
+    checked = Checked(hashlib.sha256(data).digest(), fingerprint(image), black=bool(image.max() < ALMOST_BLACK))
+    if not parts:
+        return checked
     try:
-        mask = read_joined_mask(reader, parts) if parts else None
-        if mask is not None:
-            _check_size(name, image, record["maskname"], mask)
+        mask = read_joined_mask(reader, parts)
+        _check_size(name, image, record["maskname"], mask)
     except UserError as error:
-        return Checked(**shown, mask_problem=str(error))
-    return Checked(**shown, empty_mask=mask is not None and not mask.any())
+        return replace(checked, mask_problem=str(error))
+    return replace(checked, empty_mask=not mask.any())
 
 
 def _check_complete(name: str, data: bytes) -> None:
-    """UserError for a file that is cut short or damaged: OpenCV 4 decodes such a JPEG without a word and leaves the rest grey."""
+    """UserError for a truncated or damaged file: OpenCV 4 decodes such a JPEG silently and leaves the rest grey."""
     try:
         with Image.open(io.BytesIO(data)) as image:
             image.load()
     except (UnidentifiedImageError, Image.DecompressionBombError):
-        return  # a format or a size that PIL does not take: OpenCV decides
+        return  # PIL does not support this format or size: OpenCV decides
     except (OSError, SyntaxError, ValueError) as error:
         raise UserError(f"{name} is cut short or damaged ({error})") from None
 

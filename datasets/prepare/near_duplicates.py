@@ -1,15 +1,15 @@
-"""Near-duplicates, e.g. shots of a burst or copies of another size, and a split that keeps them on one side."""
+"""Finds near-duplicates (shots of a burst, resized copies) and splits images so that they stay on one side."""
 
 import cv2
 import numpy as np
 
-# Of 255 bits. Measured on four sets of real parts and textures: copies in JPEG quality 60, of half the size, brighter or noisier
-# differ by 0 to 8 bits in the median, two images of aligned parts by 12 or more. In the usual hash of 63 bits these are equal.
+# Bits of 255. Measured on four sets of real parts and textures: copies in JPEG quality 60, of half the size, brighter or noisier
+# differ by a median of 0 to 8 bits, two images of aligned parts by 12 or more. The usual 63-bit hash makes the latter equal.
 NEAR = 10
 
 
 def fingerprint(image: np.ndarray) -> np.ndarray:
-    """H x W x 3 uint8 -> 4 uint64: which of the lowest 16 x 16 frequencies lie above their median; brightness does not count."""
+    """H x W x 3 uint8 -> 4 uint64: which of the lowest 16 x 16 frequencies exceed their median; brightness is ignored."""
     grey = cv2.resize(cv2.cvtColor(image, cv2.COLOR_BGR2GRAY), (64, 64), interpolation=cv2.INTER_AREA)
     lowest = cv2.dct(grey.astype(np.float32))[:16, :16].ravel()  # 256
     lowest[0] = -np.inf  # the mean
@@ -17,7 +17,7 @@ def fingerprint(image: np.ndarray) -> np.ndarray:
 
 
 def group(fingerprints: np.ndarray) -> np.ndarray:
-    """N x 4 uint64 -> N numbers, the same for images that a chain of near-duplicates joins."""
+    """N x 4 fingerprints -> N group numbers; images that a chain of near-duplicates connects share one."""
     groups = np.arange(len(fingerprints))
     for i, own in enumerate(fingerprints):
         bits = np.bitwise_count(fingerprints[i + 1 :] ^ own).sum(axis=1)
@@ -27,7 +27,7 @@ def group(fingerprints: np.ndarray) -> np.ndarray:
 
 
 def split(groups: np.ndarray, share: float, seed: int) -> np.ndarray:
-    """Which of N images are tested: whole groups drawn by the seed, about `share` of all and at least one if that can be."""
+    """N bool, True for test: whole groups drawn at random, about `share` of all images and at least one where possible."""
     wanted = max(1, round(share * len(groups))) if share else 0
     chosen: list[int] = []
     count = 0

@@ -1,4 +1,4 @@
-"""What the reader of a layout hands on."""
+"""The images that the reader of a layout found; checking, splitting and writing all work on this."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
@@ -9,11 +9,12 @@ from datasets.lists import Record
 
 
 @dataclass
-class Found:
-    """The images of a data set below `root`, as records of `datasets.lists`, each to go into one list.
+class Scan:
+    """The images below `root`, as records of `datasets.lists`, each in one of four lists.
 
-    `unsplit` holds good images that the layout gives to no side; `validation` good images held out from training. `joined` are
-    masks that are yet to be written, each with the masks whose union it is; all names are relative to root.
+    `validation` holds good images that the layout keeps out of training, `unsplit` good images that it assigns to neither
+    training nor test. `joined` names masks that are still to be written, each with the masks whose union it is. All names are
+    relative to root. `near_duplicates` counts for each class the images that the split kept together.
     """
 
     root: Path
@@ -22,27 +23,34 @@ class Found:
     validation: list[Record] = field(default_factory=list)
     unsplit: list[Record] = field(default_factory=list)
     joined: dict[str, list[str]] = field(default_factory=dict)
+    near_duplicates: dict[str, int] = field(default_factory=dict)
 
-    def lists(self) -> tuple[list[Record], ...]:
-        return self.train, self.test, self.validation, self.unsplit
+    def add(self, train: Iterable[Record], test: Iterable[Record]) -> None:
+        self.train += train
+        self.test += test
 
     def records(self) -> Iterator[Record]:
-        for records in self.lists():
-            yield from records
+        yield from (*self.train, *self.test, *self.validation, *self.unsplit)
 
-    def change(self, change: Callable[[Record], Record | None]) -> "Found":
-        """With every record changed, or left out where the change is None."""
-        lists = [[new for record in records if (new := change(record)) is not None] for records in self.lists()]
-        return Found(self.root, *lists, joined=self.joined)
+    def map(self, change: Callable[[Record], Record | None]) -> "Scan":
+        """A copy in which every record is changed, or left out where `change` returns None."""
+        lists = (self.train, self.test, self.validation, self.unsplit)
+        changed = [[new for record in records if (new := change(record)) is not None] for records in lists]
+        return Scan(self.root, *changed, joined=self.joined)
 
     def parts_of_mask(self, record: Record) -> list[str]:
-        """The files that a record's mask consists of; none where it has no mask."""
+        """The files that a record's mask consists of; empty where it has no mask."""
         maskname = record.get("maskname")
         return self.joined.get(maskname, [maskname]) if maskname else []
 
 
-def by_class(records: Iterable[Record]) -> dict[str, list[Record]]:
+def shorten(lines: list[str], most: int) -> list[str]:
+    """The first `most` lines, and one for how many more there are."""
+    return lines[:most] + [f"and {len(lines) - most} more"] * (len(lines) > most)
+
+
+def by_class(records: Iterable[Record]) -> defaultdict[str, list[Record]]:
     grouped = defaultdict(list)
     for record in records:
         grouped[record["clsname"]].append(record)
-    return dict(grouped)
+    return grouped

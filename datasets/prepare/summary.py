@@ -1,71 +1,57 @@
-"""What a person should know of the lists: a table, and notes on each class."""
+"""What a user should know about the lists: a table with notes on each class, and duplicates across the split."""
 
 from collections import Counter
 
 from datasets.lists import Record
 from datasets.prepare.checks import Checked
-from datasets.prepare.scan import Found, by_class
+from datasets.prepare.scan import Scan, by_class, shorten
 
 FEW = 8  # training images of a class
-MOST_PAIRS = 10
-Notes = dict[str, list[str]]  # of each class
+MAX_PAIRS = 10
 
 
-def duplicates(found: Found, checked: dict[str, Checked]) -> list[tuple[Record, str]]:
-    """The images of test and validation whose file is also in training, each with the name that it has there.
-
-    `checked` may be empty, where the images are not at hand: none is known then.
-    """
+def duplicates(scan: Scan, checked: dict[str, Checked]) -> list[tuple[Record, str]]:
+    """Images of test and validation whose file is also in training, each with its name there; none if `checked` is empty."""
     if not checked:
         return []
-    trained = {checked[line["filename"]].digest: line["filename"] for line in found.train}
-    pairs = [(line, trained.get(checked[line["filename"]].digest)) for line in found.test + found.validation]
+    trained = {checked[line["filename"]].digest: line["filename"] for line in scan.train}
+    pairs = [(line, trained.get(checked[line["filename"]].digest)) for line in scan.test + scan.validation]
     return [(line, name) for line, name in pairs if name is not None]
 
 
-def describe_duplicates(found: Found, checked: dict[str, Checked]) -> list[str]:
-    """A line for each of the first `MOST_PAIRS` duplicates, and one for how many more there are."""
-    pairs = duplicates(found, checked)
-    lines = [f"the same file: {line['filename']} (test) and {name} (training)" for line, name in pairs[:MOST_PAIRS]]
-    return lines + [f"and {len(pairs) - MOST_PAIRS} more"] * (len(pairs) > MOST_PAIRS)
+def describe_duplicates(scan: Scan, checked: dict[str, Checked]) -> list[str]:
+    """A line for each of the first MAX_PAIRS duplicates, and one for how many more there are."""
+    pairs = duplicates(scan, checked)
+    return shorten([f"the same file: {line['filename']} (test) and {name} (training)" for line, name in pairs], MAX_PAIRS)
 
 
-def find_notes(found: Found, checked: dict[str, Checked]) -> Notes:
-    """What a person should know of each class; `checked` as in `duplicates`."""
-    notes: Notes = {}
-    copies = Counter(line["clsname"] for line, _ in duplicates(found, checked))
-    trained, tested, held = by_class(found.train), by_class(found.test), by_class(found.validation)
-    for clsname in trained | tested:
-        test = tested.get(clsname, [])
-        defective = [line for line in test if line["label"]]
-        own = [checked[line["filename"]] for line in trained.get(clsname, []) + test if line["filename"] in checked]
-        counts = {
-            "held out in validation.json": len(held.get(clsname, [])),
-            "defective without mask": sum("maskname" not in line for line in defective),
-            "empty masks": sum(result.empty_mask for result in own),
-            "also in training": copies[clsname],
-            "all but black (less than 8 bits used?)": sum(result.black for result in own),
-        }
-        few = len(trained.get(clsname, [])) < FEW
-        notes[clsname] = [f"fewer than {FEW} training images"] if few else []
-        notes[clsname] += ["no good test images"] if len(defective) == len(test) else []
-        notes[clsname] += [] if defective else ["no defective test images"]
-        notes[clsname] += [f"{count} {what}" for what, count in counts.items() if count]
-    return notes
-
-
-def table(found: Found, *notes: Notes) -> str:
-    """A row a class and one of sums: how many images each list has, and the notes."""
-    columns = ("class", "train", "test good", "test defective", "with masks", "notes")
-    trained, tested = by_class(found.train), by_class(found.test)
+def table(scan: Scan, checked: dict[str, Checked]) -> str:
+    """A row a class and one of sums: the number of images in each list, and notes. `checked` is empty where no image was read."""
+    copies = Counter(line["clsname"] for line, _ in duplicates(scan, checked))
+    trained, tested, held_out = by_class(scan.train), by_class(scan.test), by_class(scan.validation)
     rows = []
     for clsname in sorted(trained | tested):
-        train, test = trained.get(clsname, []), tested.get(clsname, [])
-        defective = sum(line["label"] for line in test)
+        train, test = trained[clsname], tested[clsname]
+        defective = [line for line in test if line["label"]]
+        results = [checked[line["filename"]] for line in train + test if line["filename"] in checked]
+        notes = {
+            f"fewer than {FEW} training images": len(train) < FEW,
+            "no good test images": len(defective) == len(test),
+            "no defective test images": not defective,
+        }
+        counts = {
+            "held out in validation.json": len(held_out[clsname]),
+            "defective without mask": sum("maskname" not in line for line in defective),
+            "empty masks": sum(result.empty_mask for result in results),
+            "also in training": copies[clsname],
+            "all but black (less than 8 bits used?)": sum(result.black for result in results),
+            "near-duplicates kept on one side": scan.near_duplicates.get(clsname, 0),
+        }
+        texts = [text for text, applies in notes.items() if applies] + [f"{n} {text}" for text, n in counts.items() if n]
         masks = sum("maskname" in line for line in test)
-        text = "; ".join(text for of_class in notes for text in of_class.get(clsname, []))
-        rows.append((clsname, len(train), len(test) - defective, defective, masks, text))
+        rows.append((clsname, len(train), len(test) - len(defective), len(defective), masks, "; ".join(texts)))
     rows.append(("total", *(sum(row[column] for row in rows) for column in range(1, 5)), ""))
-    width = max(len(row[0]) for row in (columns, *rows))
+    rows.insert(0, ("class", "train", "test good", "test defective", "with masks", "notes"))
+    width = max(len(row[0]) for row in rows)
     layout = f"{{:{width}}}  {{:>6}}  {{:>9}}  {{:>14}}  {{:>10}}  {{}}"
-    return "\n".join(layout.format(*row).rstrip() for row in (columns, *rows))
+    return "\n".join(layout.format(*row).rstrip() for row in rows)

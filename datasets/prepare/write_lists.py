@@ -1,4 +1,4 @@
-"""From what was found and checked to lists on disk: what is left out, split and written."""
+"""Leave out what cannot be used, split what is not split yet, and write the lists."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -10,20 +10,22 @@ from datasets.images import ImageReader
 from datasets.lists import Record, write_list
 from datasets.prepare.checks import Checked, read_joined_mask
 from datasets.prepare.near_duplicates import group, split
-from datasets.prepare.scan import Found, by_class
-from datasets.prepare.summary import Notes
+from datasets.prepare.scan import Scan, by_class
 from utils.errors import UserError
 from utils.files import write_atomically
 
 
-def problems(found: Found, checked: dict[str, Checked]) -> list[str]:
-    """A line for each image and mask that cannot be used, sorted by the image's name."""
-    results = [checked[record["filename"]] for record in sorted(found.records(), key=lambda record: record["filename"])]
-    return [problem for result in results for problem in (result.problem, result.mask_problem) if problem]
+def only_classes(scan: Scan, classes: list[str]) -> Scan:
+    """Keep only these classes. UserError for a class that does not exist."""
+    known = by_class(scan.records())
+    for clsname in classes:
+        if clsname not in known:
+            raise UserError(f"there is no class '{clsname}' in {scan.root}: its classes are {', '.join(sorted(known))}")
+    return scan.map(lambda record: record if record["clsname"] in classes else None)
 
 
-def leave_out(found: Found, checked: dict[str, Checked]) -> Found:
-    """Without the images that cannot be used; one whose mask cannot be used stays, as a defective image without mask."""
+def leave_out(scan: Scan, checked: dict[str, Checked]) -> Scan:
+    """Drop images that cannot be used; one whose mask cannot be used stays as a defective image without mask."""
 
     def usable(record: Record) -> Record | None:
         result = checked[record["filename"]]
@@ -31,53 +33,39 @@ def leave_out(found: Found, checked: dict[str, Checked]) -> Found:
             return None
         return {key: value for key, value in record.items() if key != "maskname" or result.mask_problem is None}
 
-    return found.change(usable)
+    return scan.map(usable)
 
 
-def only_classes(found: Found, classes: list[str]) -> Found:
-    """Only these classes; UserError for one that there is not."""
-    there = by_class(found.records())
-    for clsname in classes:
-        if clsname not in there:
-            raise UserError(f"there is no class '{clsname}' in {found.root}: its classes are {', '.join(sorted(there))}")
-    return found.change(lambda record: record if record["clsname"] in classes else None)
-
-
-def split_good(found: Found, checked: dict[str, Checked], share: float, seed: int) -> tuple[Found, Notes]:
-    """With the images that belong to no side on one: of each class `share` in test, near-duplicates on the same side."""
-    train, test = list(found.train), list(found.test)
-    notes: Notes = {}
-    for clsname, records in by_class(found.unsplit).items():
+def split_good(scan: Scan, checked: dict[str, Checked], share: float, seed: int) -> Scan:
+    """Move `share` of each class's unsplit images to test and the rest to training, near-duplicates to the same side."""
+    train, test, near_duplicates = list(scan.train), list(scan.test), {}
+    for clsname, records in by_class(scan.unsplit).items():
         groups = group(np.stack([checked[line["filename"]].fingerprint for line in records]))
         for line, tested in zip(records, split(groups, share, seed), strict=True):
             (test if tested else train).append(line)
-        together = sum(size for size in np.unique_counts(groups).counts if size > 1)
-        notes[clsname] = [f"{together} near-duplicates kept on one side"] if together else []
-    return replace(found, train=train, test=test, unsplit=[]), notes
+        near_duplicates[clsname] = sum(size for size in np.unique_counts(groups).counts if size > 1)
+    return replace(scan, train=train, test=test, unsplit=[], near_duplicates=near_duplicates)
 
 
-def write(found: Found, out: Path, per_class_dir: str | None = None) -> list[Path]:
-    """Write joined masks, then train.json, test.json and, where images are held out, validation.json; returns the lists' paths.
+def write(scan: Scan, out: Path, per_class_dir: str | None = None) -> list[Path]:
+    """Write joined masks, then train.json, test.json and, if images are held out, validation.json; returns the lists' paths.
 
-    `per_class_dir`: also out/NAME/test_CLASS.json. UserError where a list that must not be empty is, before anything is written.
+    `per_class_dir`: also out/NAME/test_CLASS.json. UserError, before anything is written, where train or test is empty.
     """
-    for name, records in (("train", found.train), ("test", found.test)):
+    for name, records in (("train", scan.train), ("test", scan.test)):
         if not records:
             raise UserError(f"no image is left for {name}.json: nothing is written")
-    for maskname in {line["maskname"] for line in found.test if line.get("maskname") in found.joined}:
-        _write_mask(found.root, maskname, found.joined[maskname])
-    lists = {out / f"{name}.json": records for name, records in zip(("train", "test", "validation"), found.lists(), strict=False)}
+    for maskname in {line["maskname"] for line in scan.test if line.get("maskname") in scan.joined}:
+        mask = read_joined_mask(ImageReader(str(scan.root)), scan.joined[maskname]) * np.uint8(255)
+        png = cv2.imencode(".png", mask)[1].tobytes()
+        write_atomically(scan.root / maskname, lambda file, png=png: file.write(png))
+    lists = {out / "train.json": scan.train, out / "test.json": scan.test, out / "validation.json": scan.validation}
     if per_class_dir:
-        for clsname, records in by_class(found.test).items():
-            # as the published lists of single classes: the class is in the path
+        for clsname, records in by_class(scan.test).items():
+            # The published lists of single classes have no clsname either: the class is in the path.
             nameless = [{key: value for key, value in line.items() if key != "clsname"} for line in records]
             lists[out / per_class_dir / f"test_{clsname}.json"] = nameless
+    lists = {path: records for path, records in lists.items() if records}
     for path, records in lists.items():
-        if records:
-            write_list(sorted(records, key=lambda line: (line.get("clsname", ""), line["filename"])), path)
-    return [path for path, records in lists.items() if records]
-
-
-def _write_mask(root: Path, maskname: str, parts: list[str]) -> None:
-    mask = read_joined_mask(ImageReader(str(root)), parts) * np.uint8(255)
-    write_atomically(root / maskname, lambda file: file.write(cv2.imencode(".png", mask)[1].tobytes()))
+        write_list(sorted(records, key=lambda line: (line.get("clsname", ""), line["filename"])), path)
+    return list(lists)

@@ -143,7 +143,7 @@ def command(path: Path, *args: str, processes: int = 1, script: Path = TRAIN_VAL
 
 
 def environment() -> dict[str, str]:
-    """Ours without what would say that a launcher started the process."""
+    """This environment without the variables of a launcher."""
     launchers = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_", "SLURM_", "TORCHELASTIC_", "PYTHONPATH")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(launchers)}
     return {**kept, "OMP_NUM_THREADS": "1"}
