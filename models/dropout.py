@@ -51,7 +51,7 @@ class Dropout(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not (self.training and self.p):
             return x
-        if not _is_ours(x):
+        if not uses_cpu_kernel(x):
             return F.dropout(x, self.p)
         masks = Masks(self.p)
         return x * masks.draw(x).to(x.dtype) * masks.scale
@@ -65,7 +65,7 @@ class ActivationDropout(Dropout):
         self.activation = activation
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.training and self.p and self.activation is F.relu and _is_ours(x):
+        if self.training and self.p and self.activation is F.relu and uses_cpu_kernel(x):
             return _ReluDropout.apply(x, self.p)
         return super().forward(self.activation(x))
 
@@ -76,13 +76,13 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, p: float) ->
     q: B x heads x L x d; k, v: B x heads x S x d; mask: L x S, added to the scores. Returns B x heads x L x d.
     """
     mask = None if mask is None else mask.to(q.dtype)
-    if not (p and _is_ours(q)):
+    if not (p and uses_cpu_kernel(q)):
         return F.scaled_dot_product_attention(q, k, v, mask, p)
     heads = [x.flatten(0, 1) for x in (q * q.shape[3] ** -0.5, k, v)]  # (B heads) x L or S x d
     return _DroppedAttention.apply(*heads, mask, p).unflatten(0, q.shape[:2])
 
 
-def _is_ours(x: Tensor) -> bool:
+def uses_cpu_kernel(x: Tensor) -> bool:
     """Whether dropout of x is done here. A compiler makes its own random numbers, and would break its graph at ours."""
     return x.device.type == "cpu" and not torch.compiler.is_compiling()
 

@@ -124,9 +124,13 @@ class DecoderLayer(nn.Module):
 
     feed_forward = EncoderLayer.feed_forward
 
+    def queries(self, memory: Tensor) -> Tensor:
+        """1 x hw x D: every image has the same queries."""
+        return self.learned_embed.weight[None].to(memory.dtype)
+
     def forward(self, out: Tensor, memory: Tensor, pos: Tensor, query_mask: Tensor | None, memory_mask: Tensor | None) -> Tensor:
-        # The queries are the same for every image: 1 x hw x D until the first attention has read the memory.
-        x = self.learned_embed.weight[None].to(memory.dtype)
+        """out, memory: B x hw x D; pos: hw x D; masks: hw x hw. Returns B x hw x D."""
+        x = self.queries(memory)  # 1 x hw x D until the first attention has read the memory
         if self.normalize_before:  # only the query side is normalised; memory and previous output are used as they are
             x = x + self.dropout(self.self_attn(self.norm1(x) + pos, memory + pos, memory, query_mask))
             x = x + self.dropout(self.multihead_attn(self.norm2(x) + pos, out + pos, out, memory_mask))
