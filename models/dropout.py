@@ -1,8 +1,8 @@
-"""Dropout at the speed of its multiplication.
+"""Fast dropout on CPU.
 
-On CPU the random numbers of torch's dropout cost as much as the matrix products around it, and attention with dropout leaves
-the fused kernels. Here a mask is made of 16 random bits an element, from a fast generator that torch's own one seeds:
-torch.manual_seed and a restored random state decide every mask. On other devices torch's dropout is used as it is.
+On CPU the random numbers of torch's dropout cost as much as the matrix products around it, and attention with dropout cannot
+use the fused kernels. Here a mask takes 16 random bits per element from a fast generator. Torch's generator seeds it, so
+torch.manual_seed and a restored random state determine every mask. On other devices torch's dropout is used.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-STEPS = 2**16  # a rate is rounded to a multiple of 1 / STEPS; what is kept is scaled by exactly that rate, so nothing is biased
-BLOCK = 2**20  # bytes of a tensor that go through all passes while they lie in a core's cache
+STEPS = 2**16  # a rate is rounded to a multiple of 1 / STEPS, and the scale is that of the rounded rate, so the mean is exact
+BLOCK = 2**20  # bytes of a tensor processed at a time, to stay in a core's cache
 
 
 class Masks:
@@ -27,12 +27,12 @@ class Masks:
         self.generator = np.random.SFC64(int(torch.randint(2**62, ())))
 
     def draw(self, like: Tensor) -> Tensor:
-        """1 where an element is kept, else 0; int16, which makes and applies several times faster than bool."""
+        """1 where an element is kept, else 0. int16 is several times faster than bool."""
         bits = torch.from_numpy(self.generator.random_raw(-(-like.numel() // 4))).view(torch.int16)[: like.numel()]
         return torch.ge(bits, self.lowest_kept, out=bits).view(like.shape)
 
     def drop(self, x: Tensor, out: Tensor) -> Tensor:
-        """x where kept, else 0, not yet scaled. A number of 16 bits is multiplied by 0 or 1 as if it were an integer."""
+        """x where kept, else 0, not yet scaled. 16-bit floats are multiplied by 0 or 1 as integers."""
         keep = self.draw(x)
         if x.element_size() == 2:
             torch.mul(x.view(torch.int16), keep, out=out.view(torch.int16))
@@ -83,12 +83,12 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, p: float) ->
 
 
 def uses_cpu_kernel(x: Tensor) -> bool:
-    """Whether dropout of x is done here. A compiler makes its own random numbers, and would break its graph at ours."""
+    """Whether dropout of x uses this module's masks. torch.compile has its own, and would break its graph at these."""
     return x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 class _ReluDropout(torch.autograd.Function):
-    """What it gives is above 0 exactly where the gradient passes, so no mask is kept."""
+    """The output is positive exactly where the gradient passes, so no mask is saved."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, x: Tensor, p: float) -> Tensor:
@@ -111,7 +111,7 @@ class _ReluDropout(torch.autograd.Function):
 
 
 class _DroppedAttention(torch.autograd.Function):
-    """A few heads at a time, whose scores stay in the processor's cache from product to product. q is scaled already."""
+    """Processes a few heads at a time, so that their scores stay in the processor's cache. q is already scaled."""
 
     @staticmethod
     def forward(ctx: FunctionCtx, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, p: float) -> Tensor:
@@ -136,7 +136,9 @@ class _DroppedAttention(torch.autograd.Function):
         for q_, k_, v_, weights_, dropped_, grad_, grad_q, grad_k, grad_v in _few_heads(weights, *saved, grad, *grads):
             torch.bmm(dropped_.mT, grad_, out=grad_v)
             scores = torch.bmm(grad_, v_.mT)
-            _where_positive(scores, dropped_, scores)  # a weight that is 0 by itself gets no gradient from the softmax either
+            _where_positive(
+                scores, dropped_, scores
+            )  # a weight that is 0 before dropout gets no gradient from the softmax either
             torch.ops.aten._softmax_backward_data.out(scores, weights_, -1, q.dtype, grad_input=scores)
             torch.bmm(scores, k_, out=grad_q)
             torch.bmm(scores.mT, q_, out=grad_k)
@@ -144,13 +146,13 @@ class _DroppedAttention(torch.autograd.Function):
 
 
 def _few_heads(weights: Tensor, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """The tensors, (B heads) x ..., a few heads at a time: as many as have BLOCK bytes of weights, heads x L x S."""
+    """The tensors, (B heads) x ..., split into groups of heads with BLOCK bytes of weights, heads x L x S."""
     heads = max(1, BLOCK // weights[0].nbytes)
     return zip(*(tensor.split(heads) for tensor in tensors), strict=True)
 
 
 def _blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """The same elements of each tensor in turn, flat, BLOCK bytes of the first; what is written to must be contiguous."""
+    """The tensors, flat, split into blocks of BLOCK bytes of the first. Outputs must be contiguous."""
     return zip(*(tensor.reshape(-1).split(BLOCK // tensors[0].element_size()) for tensor in tensors), strict=True)
 
 

@@ -1,4 +1,4 @@
-"""The transformer inside UniAD: encoder with masked self-attention, decoder with one set of learned queries a layer."""
+"""UniAD's transformer: an encoder with masked self-attention, a decoder with learned queries in every layer."""
 
 import copy
 
@@ -13,7 +13,7 @@ ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu}
 
 
 class Transformer(nn.Module):
-    """Holds `encoder` and `decoder`; their layers start as clones of one layer, as in the published model."""
+    """Encoder and decoder. All layers of each start as copies of one layer, as in the published model."""
 
     def __init__(
         self,
@@ -56,14 +56,14 @@ class Decoder(nn.Module):
 
     def forward(self, memory: Tensor, pos: Tensor, query_mask: Tensor | None, memory_mask: Tensor | None) -> Tensor:
         """memory: B x hw x D; pos: hw x D; masks: hw x hw, of attention 1 and 2. Returns B x hw x D."""
-        out = memory  # what the first layer has as "the previous layer's output"
+        out = memory  # the first layer reads the memory as the previous layer's output
         for layer in self.layers:
             out = layer(out, memory, pos, query_mask, memory_mask)
         return self.norm(out)
 
 
 class EncoderLayer(nn.Module):
-    """Masked self-attention and a feed-forward, each with residual and norm (after it, or before it: `normalize_before`)."""
+    """Masked self-attention and a feed-forward, each with residual and norm (before it if `normalize_before`)."""
 
     def __init__(
         self, hidden_dim: int, nhead: int, dim_feedforward: int, dropout: float, activation: str, normalize_before: bool
@@ -131,7 +131,7 @@ class DecoderLayer(nn.Module):
     def forward(self, out: Tensor, memory: Tensor, pos: Tensor, query_mask: Tensor | None, memory_mask: Tensor | None) -> Tensor:
         """out, memory: B x hw x D; pos: hw x D; masks: hw x hw. Returns B x hw x D."""
         x = self.queries(memory)  # 1 x hw x D until the first attention has read the memory
-        if self.normalize_before:  # only the query side is normalised; memory and previous output are used as they are
+        if self.normalize_before:  # only queries are normalised, not the memory and the previous output
             x = x + self.dropout(self.self_attn(self.norm1(x) + pos, memory + pos, memory, query_mask))
             x = x + self.dropout(self.multihead_attn(self.norm2(x) + pos, out + pos, out, memory_mask))
             return x + self.dropout(self.feed_forward(self.norm3(x)))
@@ -141,7 +141,7 @@ class DecoderLayer(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head attention with the parameters of nn.MultiheadAttention, batch first, and no weights returned."""
+    """Multi-head attention with the parameters of nn.MultiheadAttention, batch first, without returned weights."""
 
     def __init__(self, hidden_dim: int, nhead: int, dropout: float) -> None:
         super().__init__()

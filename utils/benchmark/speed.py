@@ -189,7 +189,7 @@ def extraction(network: Network | PlainNetwork) -> Callable[[dict[str, Tensor]],
 def training_step(
     config: dict[str, Any], network: nn.Module, inputs: dict[str, Tensor], dtype: torch.dtype, is_plain: bool
 ) -> Callable[[], None]:
-    """One training step: forward under autocast to `dtype`, loss, backward, clipping, optimiser (plain: with torch's defaults)."""
+    """One training step: forward under autocast to `dtype`, loss, backward, clipping, optimiser (plain: torch's default)."""
     network.train()
     parameters, trainer = trained_parameters(network), config["trainer"]
     if is_plain:
