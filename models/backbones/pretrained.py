@@ -98,7 +98,7 @@ def _misfits(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> Itera
 
 
 def cached_download(name: str, url: str, file_name: str = "", offline: bool = False) -> Path:
-    """The file in torch hub's cache, downloaded if it is not there. Safe with concurrent processes: the file is renamed when whole.
+    """The file in torch hub's cache, downloaded if it is not there. Safe with concurrent processes.
 
     Args:
         name: the backbone, for messages.
@@ -122,7 +122,7 @@ def cached_download(name: str, url: str, file_name: str = "", offline: bool = Fa
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(
             f"{name}: the weights could not be downloaded from {url} ({reason}); "
-            f"put that file at {path}, or set pretrained_model to where it is"
+            f"put that file at {path}, or anywhere and name it in pretrained_model"
         ) from error
     return path
 
