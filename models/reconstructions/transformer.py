@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.dropout import ActivationDropout, Dropout, attention
+from models.dropout import Dropout, attention
 from utils.errors import UserError
 
 ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu}
@@ -75,11 +75,11 @@ class EncoderLayer(nn.Module):
         self.norm1 = nn.LayerNorm(hidden_dim)
         self.norm2 = nn.LayerNorm(hidden_dim)
         self.dropout = Dropout(dropout)
-        self.activation = ActivationDropout(ACTIVATIONS[activation], dropout)
+        self.activation = ACTIVATIONS[activation]
         self.normalize_before = normalize_before
 
     def feed_forward(self, x: Tensor) -> Tensor:
-        return self.linear2(self.activation(self.linear1(x)))
+        return self.linear2(self.dropout(self.activation(self.linear1(x))))
 
     def forward(self, x: Tensor, pos: Tensor, mask: Tensor | None) -> Tensor:
         if self.normalize_before:
@@ -119,7 +119,7 @@ class DecoderLayer(nn.Module):
         self.norm2 = nn.LayerNorm(hidden_dim)
         self.norm3 = nn.LayerNorm(hidden_dim)
         self.dropout = Dropout(dropout)
-        self.activation = ActivationDropout(ACTIVATIONS[activation], dropout)
+        self.activation = ACTIVATIONS[activation]
         self.normalize_before = normalize_before
 
     feed_forward = EncoderLayer.feed_forward

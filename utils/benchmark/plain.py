@@ -18,7 +18,7 @@ import torchvision
 from torch import Tensor, nn
 
 from models.backbones.specs import SPECS
-from models.reconstructions.transformer import ACTIVATIONS, DecoderLayer, EncoderLayer
+from models.reconstructions.transformer import DecoderLayer, EncoderLayer
 from models.reconstructions.uniad import UniAD, anomaly_map, jitter
 
 
@@ -125,21 +125,9 @@ class PlainDecoderLayer(DecoderLayer):
         return self.learned_embed.weight.unsqueeze(1).repeat(1, memory.shape[1], 1)
 
 
-def use_plain_modules(
-    layer: EncoderLayer | DecoderLayer, hidden_dim: int, nhead: int, dropout: float, activation: str, **_: Any
-) -> None:
+def use_plain_modules(layer: EncoderLayer | DecoderLayer, hidden_dim: int, nhead: int, dropout: float, **_: Any) -> None:
     """Replace the attentions and dropouts of a layer by PyTorch's own."""
     layer.self_attn = PlainAttention(hidden_dim, nhead, dropout=dropout)
     if isinstance(layer, DecoderLayer):
         layer.multihead_attn = PlainAttention(hidden_dim, nhead, dropout=dropout)
     layer.dropout = nn.Dropout(dropout)
-    layer.activation = PlainActivation(activation, dropout)
-
-
-class PlainActivation(nn.Dropout):
-    def __init__(self, activation: str, rate: float) -> None:
-        super().__init__(rate)
-        self.activation = ACTIVATIONS[activation]
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(self.activation(x))
