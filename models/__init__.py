@@ -1,4 +1,4 @@
-"""What computes: backbones, necks, reconstructions and discriminators, and the network they form."""
+"""Backbones, necks, reconstructions, discriminators, and the network they form."""
 
 from models.network import build_network
 

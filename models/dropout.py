@@ -1,24 +1,20 @@
-"""Dropout at the speed of its multiplication.
+"""Fast dropout on CPU.
 
-On CPU the random numbers of torch's dropout cost as much as the matrix products around it, and attention with dropout leaves
-the fused kernels. Here a mask is made of 16 random bits an element, from a fast generator that torch's own one seeds:
-torch.manual_seed and a restored random state decide every mask. On other devices torch's dropout is used as it is.
+On CPU the random numbers of torch's dropout cost as much as the matrix products around it, and attention with dropout cannot
+use the fused kernels. Here a mask takes 16 random bits per element from a fast generator. Torch's generator seeds it, so
+torch.manual_seed and a restored random state determine every mask. On other devices torch's dropout is used.
 """
-
-from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import FunctionCtx, once_differentiable
 
-STEPS = 2**16  # a rate is rounded to a multiple of 1 / STEPS; what is kept is scaled by exactly that rate, so nothing is biased
-BLOCK = 2**20  # bytes of a tensor that go through all passes while they lie in a core's cache
+STEPS = 2**16  # a rate is rounded to a multiple of 1 / STEPS, and the scale is that of the rounded rate, so the mean is exact
 
 
 class Masks:
-    """Draws masks of dropout with rate `p`, and applies them."""
+    """Draws masks of dropout with rate `p`."""
 
     def __init__(self, p: float) -> None:
         dropped = round(p * STEPS)
@@ -27,18 +23,9 @@ class Masks:
         self.generator = np.random.SFC64(int(torch.randint(2**62, ())))
 
     def draw(self, like: Tensor) -> Tensor:
-        """1 where an element is kept, else 0; int16, which makes and applies several times faster than bool."""
+        """1 where an element is kept, else 0. int16 is several times faster than bool."""
         bits = torch.from_numpy(self.generator.random_raw(-(-like.numel() // 4))).view(torch.int16)[: like.numel()]
         return torch.ge(bits, self.lowest_kept, out=bits).view(like.shape)
-
-    def drop(self, x: Tensor, out: Tensor) -> Tensor:
-        """x where kept, else 0, not yet scaled. A number of 16 bits is multiplied by 0 or 1 as if it were an integer."""
-        keep = self.draw(x)
-        if x.element_size() == 2:
-            torch.mul(x.view(torch.int16), keep, out=out.view(torch.int16))
-        else:
-            torch.mul(x, keep.to(x.dtype), out=out)
-        return out
 
 
 class Dropout(nn.Module):
@@ -51,23 +38,10 @@ class Dropout(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not (self.training and self.p):
             return x
-        if not _is_ours(x):
+        if not uses_cpu_kernel(x):
             return F.dropout(x, self.p)
         masks = Masks(self.p)
         return x * masks.draw(x).to(x.dtype) * masks.scale
-
-
-class ActivationDropout(Dropout):
-    """An activation, then dropout."""
-
-    def __init__(self, activation: Callable[[Tensor], Tensor], p: float) -> None:
-        super().__init__(p)
-        self.activation = activation
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.training and self.p and self.activation is F.relu and _is_ours(x):
-            return _ReluDropout.apply(x, self.p)
-        return super().forward(self.activation(x))
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, p: float) -> Tensor:
@@ -76,84 +50,16 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, p: float) ->
     q: B x heads x L x d; k, v: B x heads x S x d; mask: L x S, added to the scores. Returns B x heads x L x d.
     """
     mask = None if mask is None else mask.to(q.dtype)
-    if not (p and _is_ours(q)):
+    if not (p and uses_cpu_kernel(q)):
         return F.scaled_dot_product_attention(q, k, v, mask, p)
-    heads = [x.flatten(0, 1) for x in (q * q.shape[3] ** -0.5, k, v)]  # (B heads) x L or S x d
-    return _DroppedAttention.apply(*heads, mask, p).unflatten(0, q.shape[:2])
+    scaled_q, flat_k, flat_v = (x.flatten(0, 1) for x in (q * q.shape[3] ** -0.5, k, v))  # (B heads) x L or S x d
+    scores = torch.bmm(scaled_q, flat_k.mT) if mask is None else torch.baddbmm(mask, scaled_q, flat_k.mT)
+    weights = scores.softmax(dim=-1)  # (B heads) x L x S
+    masks = Masks(p)
+    attended = torch.bmm(weights * masks.draw(weights).to(weights.dtype), flat_v) * masks.scale
+    return attended.unflatten(0, q.shape[:2])
 
 
-def _is_ours(x: Tensor) -> bool:
-    """Whether dropout of x is done here. A compiler makes its own random numbers, and would break its graph at ours."""
+def uses_cpu_kernel(x: Tensor) -> bool:
+    """Whether dropout of x uses this module's masks. torch.compile has its own, and would break its graph at these."""
     return x.device.type == "cpu" and not torch.compiler.is_compiling()
-
-
-class _ReluDropout(torch.autograd.Function):
-    """What it gives is above 0 exactly where the gradient passes, so no mask is kept."""
-
-    @staticmethod
-    def forward(ctx: FunctionCtx, x: Tensor, p: float) -> Tensor:
-        masks, dropped = Masks(p), torch.empty_like(x)
-        for x_, dropped_ in _blocks(x, dropped):
-            torch.clamp_min(x_, 0, out=dropped_)
-            masks.drop(dropped_, out=dropped_).mul_(masks.scale)
-        ctx.scale = masks.scale
-        ctx.save_for_backward(dropped)
-        return dropped
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, None]:
-        (dropped,) = ctx.saved_tensors
-        grad_x = torch.empty_like(dropped)
-        for grad_, dropped_, grad_x_ in _blocks(grad, dropped, grad_x):
-            _where_positive(grad_, dropped_, grad_x_).mul_(ctx.scale)
-        return grad_x, None
-
-
-class _DroppedAttention(torch.autograd.Function):
-    """A few heads at a time, whose scores stay in the processor's cache from product to product. q is scaled already."""
-
-    @staticmethod
-    def forward(ctx: FunctionCtx, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, p: float) -> Tensor:
-        masks = Masks(p)
-        weights = q.new_empty(len(q), q.shape[1], k.shape[1])
-        dropped, attended = torch.empty_like(weights), q.new_empty(len(q), q.shape[1], v.shape[2])
-        mask = q.new_zeros(()) if mask is None else mask
-        for q_, k_, v_, weights_, dropped_, attended_ in _few_heads(weights, q, k, v, weights, dropped, attended):
-            torch.baddbmm(mask, q_, k_.mT, out=weights_)
-            torch.softmax(weights_, dim=-1, out=weights_)
-            torch.bmm(masks.drop(weights_, out=dropped_), v_, out=attended_)
-        ctx.save_for_backward(q, k, v, weights, dropped)
-        ctx.scale = masks.scale
-        return attended.mul_(masks.scale)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
-        saved, grad = ctx.saved_tensors, grad * ctx.scale
-        q, _, _, weights, _ = saved
-        grads = [torch.empty_like(x) for x in saved[:3]]
-        for q_, k_, v_, weights_, dropped_, grad_, grad_q, grad_k, grad_v in _few_heads(weights, *saved, grad, *grads):
-            torch.bmm(dropped_.mT, grad_, out=grad_v)
-            scores = torch.bmm(grad_, v_.mT)
-            _where_positive(scores, dropped_, scores)  # a weight that is 0 by itself gets no gradient from the softmax either
-            torch.ops.aten._softmax_backward_data.out(scores, weights_, -1, q.dtype, grad_input=scores)
-            torch.bmm(scores, k_, out=grad_q)
-            torch.bmm(scores.mT, q_, out=grad_k)
-        return *grads, None, None
-
-
-def _few_heads(weights: Tensor, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """The tensors, (B heads) x ..., a few heads at a time: as many as have BLOCK bytes of weights, heads x L x S."""
-    heads = max(1, BLOCK // weights[0].nbytes)
-    return zip(*(tensor.split(heads) for tensor in tensors), strict=True)
-
-
-def _blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """The same elements of each tensor in turn, flat, BLOCK bytes of the first; what is written to must be contiguous."""
-    return zip(*(tensor.reshape(-1).split(BLOCK // tensors[0].element_size()) for tensor in tensors), strict=True)
-
-
-def _where_positive(x: Tensor, y: Tensor, out: Tensor) -> Tensor:
-    """x where y > 0, else 0: the backward of ReLU."""
-    return torch.ops.aten.threshold_backward.grad_input(x, y, 0, grad_input=out)

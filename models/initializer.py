@@ -1,4 +1,4 @@
-"""How the weights of a reconstruction start."""
+"""Initial weights of a reconstruction."""
 
 import difflib
 from collections.abc import Callable
@@ -7,7 +7,7 @@ from torch import nn
 
 from utils.errors import UserError
 
-# each method's function, and the arguments it takes with their defaults
+# each method's function and its arguments with their defaults
 _METHODS: dict[str, tuple[Callable, dict[str, float]]] = {
     "normal": (nn.init.normal_, {"std": 0.01}),
     "xavier_uniform": (nn.init.xavier_uniform_, {"gain": 1.0}),
@@ -18,9 +18,9 @@ _METHODS: dict[str, tuple[Callable, dict[str, float]]] = {
 
 
 def initialize(module: nn.Module, method: str = "normal", **kwargs: float) -> None:
-    """Start convolutions and linear layers in `module` by `method`, their biases at 0; batch normalisation at weight 1, bias 0.
+    """Initialise convolutions and linear layers in `module` by `method`, biases to 0, batch norms to weight 1 and bias 0.
 
-    Parameters held by other modules (attention's in-projection, queries, embeddings) are left as they are.
+    Parameters of other modules (attention's in-projection, queries, embeddings) are left unchanged.
     kwargs: `std` of normal, `gain` of xavier_*, `a` of msra_*. Raises UserError for a method or argument that does not exist.
     """
     if method not in _METHODS:

@@ -1,4 +1,4 @@
-"""Training losses: each a module that takes the network's output dict and returns a number."""
+"""Training losses. Each takes the network's output dict and returns a scalar."""
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,7 @@ class FeatureMSELoss(nn.Module):
 
 
 class ImageMSELoss(nn.Module):
-    """Mean squared error between the drawn and the normalised input image, times `weight`."""
+    """Mean squared error between the reconstructed and the normalised input image, times `weight`."""
 
     subnet = "models.reconstructions.VisDecoder"
 
@@ -34,10 +34,10 @@ class ImageMSELoss(nn.Module):
 
 
 class PseudoAnomalyLoss(nn.Module):
-    """Binary cross-entropy of the discriminator's answers, mean over places, times `weight`; 0 in evaluation.
+    """Binary cross-entropy of the discriminator's logits, mean over positions, times `weight`; 0 in evaluation.
 
-    A place counts as defective where more than a tenth of its pixels are, and as nothing where fewer are. Defective places are
-    few, and count `DEFECTIVE` times.
+    A position is defective if more than LEAST_SHARE of its pixels are. One with fewer defective pixels, but some, is ignored.
+    Defective positions are rare, so each has the weight DEFECTIVE.
     """
 
     subnet = "models.discriminators.Discriminator"
@@ -49,7 +49,7 @@ class PseudoAnomalyLoss(nn.Module):
         self.weight = weight
 
     def forward(self, outputs: dict[str, Tensor]) -> Tensor:
-        """Reads `defect_logits`, 2Bx1xhxw, normal images first, then pseudo-anomalies, and their `pseudo_mask`, Bx1xHxW."""
+        """Reads `defect_logits`, 2Bx1xhxw, normal images before pseudo-anomalies, and the latter's `pseudo_mask`, Bx1xHxW."""
         if "defect_logits" not in outputs:
             return outputs["feature_align"].new_zeros(())
         logits = outputs["defect_logits"].float()

@@ -1,4 +1,4 @@
-"""The whole model: backbone, neck, reconstruction and maybe a discriminator in a row, passing one dict along."""
+"""The whole model: backbone, neck, reconstruction and optionally a discriminator, which share one dict."""
 
 from collections.abc import Callable, Sequence
 
@@ -9,7 +9,7 @@ from models.discriminators import Discriminator
 from models.necks import MFCN
 from models.reconstructions import UniAD, VisDecoder
 
-# Every `type` a configuration may name; nothing else can be built from one.
+# Every `type` that a configuration may name.
 SUBNETS: dict[str, Callable[..., nn.Module]] = {
     **{f"models.backbones.{name}": builder for name, builder in BACKBONES.items()},
     "models.necks.MFCN": MFCN,
@@ -20,9 +20,9 @@ SUBNETS: dict[str, Callable[..., nn.Module]] = {
 
 
 class Network(nn.Module):
-    """Its children are the subnets by name, in order; each takes the dict and adds its keys to it.
+    """Its children are the subnets, in order. Each reads the dict and adds its keys to it.
 
-    Children named in `frozen` stay in eval mode, without gradients, whatever `.train()` is called on the whole.
+    Children named in `frozen` stay in eval mode, without gradients, also after `.train()` of the network.
     """
 
     def __init__(self, subnets: dict[str, nn.Module], frozen: Sequence[str] = ()) -> None:
@@ -35,10 +35,10 @@ class Network(nn.Module):
         self.train()
 
     def forward(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Takes `image` Bx3xHxW (or whatever the first subnet reads); returns it with every subnet's keys added.
+        """Takes {"image": Bx3xHxW} and returns it with every subnet's keys added.
 
-        Where the inputs hold `feature_align` BxCxhxw already, read from a cache, backbone and neck are not run. Where they hold
-        `pseudo`, images like `image`, the first subnet's `features` of these are in `pseudo_features`.
+        If the inputs contain `feature_align` BxCxhxw, from a cache, backbone and neck do not run. If they contain `pseudo`,
+        images like `image`, the backbone's features of those are added as `pseudo_features`.
         """
         outputs = dict(inputs)
         subnets = list(self.children())
@@ -56,9 +56,9 @@ class Network(nn.Module):
 
 
 def build_network(net: Sequence[dict], with_pretrained: bool = True) -> Network:
-    """The network of a configuration's `net`, as utils.config.load_config returns it: validated, derived values filled in.
+    """The network of a configuration's `net` as utils.config.load_config returns it, with derived values.
 
-    Without `with_pretrained` no ImageNet weights are read, whatever `net` says: a checkpoint is loaded next.
+    with_pretrained: False if a checkpoint is loaded next, so that no ImageNet weights are read.
     """
     subnets = {}
     for subnet in net:

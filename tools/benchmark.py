@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from utils.benchmark.metrics import measure_metrics, mvtec_counts
 from utils.benchmark.report import format_report
-from utils.benchmark.speed import measure_speed, without_weights
+from utils.benchmark.speed import benchmark_config, measure_speed
 from utils.config import load_config
 from utils.files import write_text
 from utils.process.cli import run
@@ -33,7 +33,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_arguments()
-    config = without_weights(load_config(args.config, args.overrides, needs=SECTIONS))
+    config = benchmark_config(load_config(args.config, args.overrides, needs=SECTIONS))
     report = {"config": args.config, **measure_speed(config), "metrics": measure_metrics(mvtec_counts())}
     print(format_report(report))
     if args.json:

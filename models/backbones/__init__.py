@@ -1,4 +1,4 @@
-"""What turns an image into feature maps: BACKBONES holds a builder for every name a configuration may use."""
+"""Backbones turn an image into feature maps. BACKBONES maps each name a configuration may use to its builder."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -15,9 +15,9 @@ from models.backbones.timm_models import build_timm
 def build_backbone(name: str, pretrained: bool, outlayers: Sequence[int], pretrained_model: str = "") -> nn.Module:
     """The backbone `name` of SPECS, giving the features of `outlayers` in that order.
 
-    Its attributes `outplanes` and `outstrides` say what each feature map is.
-    pretrained: load ImageNet weights, from the file `pretrained_model` if one is named.
-    Raises UserError for a layer it lacks and for weights that cannot be had.
+    Its attributes `outplanes` and `outstrides` are the channels and stride of each feature map.
+    pretrained: load ImageNet weights, from the file `pretrained_model` if given.
+    Raises UserError for a layer that it lacks and for weights that are not available.
     """
     if name.startswith("efficientnet_lite"):
         backbone = EfficientNetLite(name, outlayers)
@@ -32,7 +32,7 @@ def build_backbone(name: str, pretrained: bool, outlayers: Sequence[int], pretra
 
 BACKBONES: dict[str, Callable[..., nn.Module]] = {
     **{name: partial(build_backbone, name) for name in SPECS},
-    "timm": build_timm,  # takes timm's name of the model as well
+    "timm": build_timm,  # also takes timm's name of the model
 }
 
 __all__ = ["BACKBONES"]

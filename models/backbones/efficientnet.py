@@ -1,4 +1,4 @@
-"""EfficientNet and EfficientNet-Lite as backbones: the packages' own networks, read after chosen blocks."""
+"""EfficientNet and EfficientNet-Lite as backbones: the packages' networks with the outputs of chosen blocks."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,11 +13,11 @@ from models.backbones.specs import SPECS, layer_outputs
 
 
 class _BlockOutputs:
-    """Mixed into a package's EfficientNet: its forward gives the outputs of the blocks that end `outlayers`.
+    """Mixin for a package's EfficientNet: forward returns the outputs of the last blocks of `outlayers`.
 
-    Parameters keep the package's names, head and classifier included, so its files of weights fit; neither is ever run.
-    Padding is the package's static "same" padding for the variant's own resolution (380 for b4), whatever the image's size:
-    the published numbers depend on it. In eval mode and without gradients, as when frozen, a folded form is run instead.
+    Parameters keep the package's names, head and classifier included, so its weight files fit. Head and classifier never run.
+    Padding is the package's static "same" padding for the variant's own resolution (380 for b4) at every image size: the
+    published numbers depend on it. In eval mode without gradients, as when frozen, FoldedEfficientNet runs instead.
     """
 
     def __init__(self, params: tuple[Any, Any], name: str, outlayers: Sequence[int]) -> None:
@@ -42,7 +42,7 @@ class _BlockOutputs:
         x = self._swish(self._bn0(self._conv_stem(image)))
         outputs = []
         for index, block in enumerate(self._blocks[: max(self.outblocks) + 1]):
-            # stochastic depth grows with depth; the block applies it in training mode only
+            # Stochastic depth grows with depth. The block applies it in training mode only.
             x = block(x, drop_connect_rate=self._global_params.drop_connect_rate * index / len(self._blocks))
             outputs.append(x)
         return outputs
@@ -53,11 +53,11 @@ class EfficientNet(_BlockOutputs, efficientnet_pytorch.EfficientNet):
 
     def __init__(self, name: str, outlayers: Sequence[int]) -> None:
         super().__init__(efficientnet_pytorch.get_model_params(_package_name(name), None), name, outlayers)
-        self.set_swish(memory_efficient=False)  # one kernel instead of two; the memory it takes matters in training only
+        self.set_swish(memory_efficient=False)  # one kernel instead of two; it takes more memory in training only
 
 
 class EfficientNetLite(_BlockOutputs, efficientnet_lite_pytorch.EfficientNet):
-    """EfficientNet-Lite 0 ... 2: no squeeze-and-excitation, ReLU6 in place of swish."""
+    """EfficientNet-Lite 0 ... 2: no squeeze-and-excitation, ReLU6 instead of swish."""
 
     def __init__(self, name: str, outlayers: Sequence[int]) -> None:
         super().__init__(efficientnet_lite_pytorch.get_model_params(_package_name(name), None), name, outlayers)

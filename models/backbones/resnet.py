@@ -1,4 +1,4 @@
-"""ResNets as backbones: torchvision's own networks, read after chosen layers."""
+"""ResNets as backbones: torchvision's networks with the outputs of chosen layers."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from torchvision.models.resnet import ResNet as TorchvisionResNet
 from models.backbones.folded import in_device_layout
 from models.backbones.specs import layer_outputs
 
-# block, blocks in each layer, channels a group in the 3x3 convolutions of layer 1
+# block type, blocks in each layer, channels per group in the 3x3 convolutions of layer 1
 _ARCHITECTURES: dict[str, tuple[type[BasicBlock | Bottleneck], list[int], int]] = {
     "resnet18": (BasicBlock, [2, 2, 2, 2], 64),
     "resnet34": (BasicBlock, [3, 4, 6, 3], 64),
@@ -22,7 +22,7 @@ _ARCHITECTURES: dict[str, tuple[type[BasicBlock | Bottleneck], list[int], int]] 
 class ResNet(TorchvisionResNet):
     """ResNet 18 ... 101 and Wide ResNet 50-2.
 
-    Parameters keep torchvision's names, classifier included; neither that nor a layer past the last outlayer is ever run.
+    Parameters keep torchvision's names, classifier included. The classifier and layers after the last outlayer never run.
     """
 
     def __init__(self, name: str, outlayers: Sequence[int]) -> None:

@@ -1,4 +1,4 @@
-"""What each backbone offers at its layers: channels, strides, and for EfficientNets the block that ends the layer."""
+"""Channels and strides of each backbone's layers and, for EfficientNets, each layer's last block."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,9 +8,9 @@ from utils.errors import UserError
 
 @dataclass(frozen=True)
 class BackboneSpec:
-    """Channels, stride and last block (counted from 0) of each layer; layers are counted from 1.
+    """Channels, stride and last block (counted from 0) of each layer (counted from 1).
 
-    `blocks` is None where layers are modules of their own (ResNets).
+    `blocks` is None for ResNets, whose layers are modules.
     """
 
     channels: tuple[int, ...]
@@ -49,7 +49,7 @@ SPECS: dict[str, BackboneSpec] = {
 def layer_outputs(name: str, outlayers: Sequence[int]) -> tuple[list[int], list[int]]:
     """Channels and strides of the backbone `name` at `outlayers`, in that order.
 
-    Raises UserError for an empty list and for a layer the backbone lacks.
+    Raises UserError for an empty list and for a layer that the backbone does not have.
     """
     spec = SPECS[name]
     layers = list(range(1, len(spec.strides) + 1))

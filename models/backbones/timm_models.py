@@ -1,6 +1,6 @@
 """Any timm model as a backbone: the levels of a multi-scale network, or the blocks of a ViT as one grid.
 
-timm is imported where it is used: that takes a second or more, and few configurations have such a backbone.
+timm is imported inside functions: the import takes over a second, and few configurations need it.
 """
 
 import difflib
@@ -19,10 +19,10 @@ from utils.errors import UserError
 
 
 class TimmBackbone(nn.Module):
-    """A timm model read after `outlayers`, counted from 1; no layer past the last one is run.
+    """A timm model with the outputs of `outlayers`, counted from 1. Layers after the last one do not run.
 
-    Layers are the levels of a multi-scale network from the finest on, or the blocks of a ViT: their outputs as they are, not
-    normalised, without class and register tokens.
+    Layers are the levels of a multi-scale network, finest first, or the blocks of a ViT. Outputs of ViT blocks are not
+    normalised and have no class or register tokens.
     """
 
     def __init__(self, model: nn.Module, outlayers: Sequence[int], outplanes: list[int], outstrides: list[int]) -> None:
@@ -44,11 +44,11 @@ def build_timm(
     pretrained_model: str = "",
     input_size: Sequence[int] | None = None,
 ) -> TimmBackbone:
-    """The timm model `name`, with a tag of its weights or without one, giving the features of `outlayers` in that order.
+    """The timm model `name`, with or without a weights tag, giving the features of `outlayers` in that order.
 
-    pretrained: load its weights, from the file `pretrained_model` if one is named; else from the hub's cache, else downloaded.
-    input_size: (H, W) of the images, for which position embeddings are resampled; None: the model's own.
-    Raises UserError for a name, layer or size that timm lacks and for weights that cannot be had.
+    pretrained: load weights from the file `pretrained_model` if given, else from the hub's cache, else by download.
+    input_size: (H, W) of the images, to which position embeddings are resampled; None: the model's own.
+    Raises UserError for a name, layer or size that timm does not support and for weights that are not available.
     """
     outplanes, outstrides = timm_outputs(name, outlayers, input_size)
     if pretrained:
@@ -61,8 +61,8 @@ def build_timm(
 def timm_outputs(name: str, outlayers: Sequence[int], input_size: Sequence[int] | None = None) -> tuple[list[int], list[int]]:
     """Channels and strides of the timm model `name` at `outlayers`, in that order.
 
-    They are those of a run on the meta device, which has shapes but neither weights nor work: what timm declares is not
-    exact for all of its models and sizes. Raises UserError as `build_timm` does.
+    They are measured by a run on the meta device, which computes shapes only: what timm declares is not exact for all models
+    and sizes. Raises UserError as `build_timm` does.
     """
     height, width = input_size or _pretrained_cfg(name).input_size[-2:]
     try:
@@ -72,38 +72,38 @@ def timm_outputs(name: str, outlayers: Sequence[int], input_size: Sequence[int] 
             outputs = _layer_outputs(model, torch.empty(1, 3, height, width), outlayers)
     except UserError:
         raise
-    except Exception as error:  # whatever a model raises on a size that it is not made for
+    except Exception as error:  # a model can raise anything for an unsupported size
         raise UserError(f"{name} cannot be run on images of {height}x{width}: {_in_short(error)}") from error
     shapes = [outputs[layer].shape[1:] for layer in outlayers]  # (C, h, w) each
     for layer, (_, h, w) in zip(outlayers, shapes, strict=True):
         if height % h or width % w or height // h != width // w:
             raise UserError(
-                f"layer {layer} of {name} makes a {h}x{w} map of a {height}x{width} image, which is no whole stride: "
+                f"layer {layer} of {name} makes a {h}x{w} map of a {height}x{width} image, which is not a whole stride: "
                 "use another dataset.input_size or other outlayers"
             )
     return [planes for planes, _, _ in shapes], [height // h for _, h, _ in shapes]
 
 
 def timm_mean_std(name: str) -> tuple[list[float], list[float]]:
-    """Mean and deviation of pixels, in 0..1, that the weights of `name` were trained with."""
+    """Mean and deviation of pixels in 0..1 with which the weights of `name` were trained."""
     cfg = _pretrained_cfg(name)
     return list(cfg.mean), list(cfg.std)
 
 
 def _pretrained_cfg(name: str) -> Any:
-    """What timm knows of the model and its weights. Raises UserError for a name that it lacks."""
+    """timm's description of the model and its weights. Raises UserError for an unknown name."""
     import timm
 
-    known = timm.list_models() + timm.list_pretrained()  # the names themselves, and those with a tag
+    known = timm.list_models() + timm.list_pretrained()  # names without and with a tag
     if name not in known:
         close = difflib.get_close_matches(name, known, n=3)
-        hint = f"did you mean {' or '.join(close)}?" if close else "timm.list_models() lists those that there are"
+        hint = f"did you mean {' or '.join(close)}?" if close else "timm.list_models() lists all names"
         raise UserError(f"timm has no model '{name}': {hint}")
     return timm.models.get_pretrained_cfg(name)
 
 
 def _create(name: str, input_size: Sequence[int] | None, **kwargs: Any) -> nn.Module:
-    """timm's model without its classifier; a ViT is made for images of `input_size`."""
+    """timm's model without its classifier. A ViT is built for images of `input_size`."""
     import timm
 
     fixed = _pretrained_cfg(name).fixed_input_size
@@ -112,7 +112,7 @@ def _create(name: str, input_size: Sequence[int] | None, **kwargs: Any) -> nn.Mo
 
 
 def _layer_outputs(model: nn.Module, image: Tensor, layers: Iterable[int]) -> dict[int, Tensor]:
-    """image: Bx3xHxW -> the map BxCxhxw of each of `layers`, which are counted from 1."""
+    """image: Bx3xHxW. Returns {layer: BxCxhxw}; layers are counted from 1."""
     ascending = sorted(set(layers))
     indices = [layer - 1 for layer in ascending]
     maps = model.forward_intermediates(image, indices=indices, stop_early=True, output_fmt="NCHW", intermediates_only=True)
@@ -131,7 +131,7 @@ def _check_layers(name: str, model: nn.Module, outlayers: Sequence[int]) -> None
 
 
 def _hub_file(name: str) -> Path:
-    """The file of weights in the hub's cache, else in torch hub's, downloaded if it is in neither."""
+    """The weights file in the Hugging Face cache, else in torch hub's cache, else downloaded."""
     import huggingface_hub
 
     cfg = _pretrained_cfg(name)
@@ -139,7 +139,7 @@ def _hub_file(name: str) -> Path:
         file = cfg.hf_hub_filename or "model.safetensors"
         if isinstance(cached := huggingface_hub.try_to_load_from_cache(cfg.hf_hub_id, file), str):
             return Path(cached)
-        hub = os.environ.get("HF_ENDPOINT", "https://huggingface.co")  # the variable names a mirror
+        hub = os.environ.get("HF_ENDPOINT", "https://huggingface.co")  # may name a mirror
         url, file_name = f"{hub}/{cfg.hf_hub_id}/resolve/main/{file}", f"{cfg.hf_hub_id}-{file}".replace("/", "-")
         return cached_download(name, url, file_name, offline=huggingface_hub.constants.HF_HUB_OFFLINE)
     if cfg.url:
@@ -148,28 +148,28 @@ def _hub_file(name: str) -> Path:
 
 
 def _create_with_weights(name: str, input_size: Sequence[int] | None, path: Path) -> nn.Module:
-    """timm's model with the weights in the file; timm converts other projects' names and resamples position embeddings.
+    """timm's model with the weights in the file. timm converts other projects' names and resamples position embeddings.
 
-    Keys are strict apart from the classifier's, which is left out, and for the few models whose own files timm does not read
-    strictly. Raises UserError naming the file where they do not fit.
+    All keys must match, except the classifier's, which are ignored, and for the few models whose own files timm does not check.
+    Raises UserError, which names the file, if they do not fit.
     """
     with torch.device("meta"):
         wanted = _create(name, input_size).state_dict()
     classifier = _pretrained_cfg(name).classifier or ()
     roots = tuple(f"{part.split('.')[0]}." for part in ([classifier] if isinstance(classifier, str) else classifier))
     weights = {key: tensor for key, tensor in read_weights(path).items() if key in wanted or not key.startswith(roots)}
-    # without a classifier timm is strict; without another source it cannot take one where the file holds nothing else
+    # no classifier: timm checks all keys; no other source: timm cannot fall back on one if the file has no usable weights
     overlay = {"state_dict": weights, "classifier": None, "hf_hub_id": None, "url": None}
     try:
         model = _create(name, input_size, pretrained=True, pretrained_cfg_overlay=overlay)
-    except Exception as error:  # its conversions can raise anything on a foreign file
+    except Exception as error:  # timm's conversions can raise anything on a file of another kind
         raise UserError(
             f"{path} does not hold the weights of {name} ({_in_short(error)}): give the right file in pretrained_model"
         ) from error
-    model.pretrained_cfg.pop("state_dict", None)  # a copy of them all
+    model.pretrained_cfg.pop("state_dict", None)  # a second copy of all weights
     return model
 
 
 def _in_short(error: Exception) -> str:
-    """The message in one line of bearable length."""
+    """The message in one line of at most 300 characters."""
     return textwrap.shorten(str(error) or type(error).__name__, 300, placeholder=" ...")

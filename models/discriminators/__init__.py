@@ -1,4 +1,4 @@
-"""What learns to tell normal features from those of pseudo-anomalies, beside the reconstruction."""
+"""Discriminators learn to tell normal features from those of pseudo-anomalies."""
 
 from models.discriminators.discriminator import Discriminator
 

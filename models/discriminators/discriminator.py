@@ -1,4 +1,4 @@
-"""A head that finds pseudo-anomalies in the backbone's features, and adds what it finds to UniAD's distance (ours)."""
+"""A head that detects pseudo-anomalies in the backbone's features and adds its score to UniAD's distance (ours)."""
 
 import math
 from collections.abc import Sequence
@@ -11,17 +11,17 @@ from models.reconstructions.uniad import enlarge
 
 
 class Discriminator(nn.Module):
-    """A few convolutions on a grid finer than UniAD's, which answer at each place: is this pasted in?
+    """A few convolutions on a finer grid than UniAD's, which classify each position as normal or pasted in.
 
-    Reconstruction sees what is unlike anything normal as a whole; small breaks of structure, which deep features hardly show,
-    are what this head learns. Both are summed up, in units of a feature's normal deviation, so UniAD's features must be
+    The reconstruction detects what differs from normal images as a whole. This head learns small structural defects, which deep
+    features hardly show. Both scores are added in units of a feature's normal deviation, so UniAD's features must be
     standardised too (MFCN's `standardise`).
 
     Args:
         inplanes, instrides: channels and stride of each map in `features`.
         outstride: stride of this head's grid.
-        hidden_dim: its channels.
-        weight: what a certain defect adds to the distance, in deviations.
+        hidden_dim: channels of this head.
+        weight: what a defect of probability 1 adds to the distance, in deviations.
     """
 
     def __init__(
@@ -42,10 +42,10 @@ class Discriminator(nn.Module):
         )
 
     def forward(self, inputs: dict[str, Tensor | list[Tensor]]) -> dict[str, Tensor]:
-        """In training takes `features` and `pseudo_features`, lists of BxCxhxw; gives `defect_logits`, 2Bx1xh'xw', normal first.
+        """Training: from `features` and `pseudo_features`, lists of BxCxhxw, to `defect_logits`, 2Bx1xh'xw', normal first.
 
-        In eval mode takes `features`, and UniAD's `feature_align`, `distance` and `pred`; the last two it gives anew, with what
-        it found in them, on its own grid: Bx1xh'xw' and Bx1xHxW.
+        Eval mode: reads `features` and UniAD's `feature_align`, `distance` and `pred`. Returns new `distance`, Bx1xh'xw' on this
+        head's grid, and `pred`, Bx1xHxW, with the defect scores added.
         """
         if self.training:
             pairs = zip(inputs["features"], inputs["pseudo_features"], strict=True)
@@ -59,5 +59,5 @@ class Discriminator(nn.Module):
 
 
 def conv_norm_relu(inplanes: int, outplanes: int) -> tuple[nn.Module, ...]:
-    """Each place by itself."""
+    """A 1x1 convolution, batch norm and ReLU."""
     return nn.Conv2d(inplanes, outplanes, 1, bias=False), nn.BatchNorm2d(outplanes), nn.ReLU(inplace=True)

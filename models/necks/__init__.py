@@ -1,4 +1,4 @@
-"""What joins the feature maps of a backbone on one grid."""
+"""Necks join the feature maps of a backbone on one grid."""
 
 from models.necks.mfcn import MFCN
 from models.necks.standardise import Standardise

@@ -16,9 +16,9 @@ class MFCN(nn.Module):
         inplanes, instrides: channels and stride of each map in `features`.
         outplanes: one number, the sum of `inplanes`.
         outstrides: one number, the stride of the common grid.
-        standardise: give each channel mean 0 and deviation 1 over the training features (ours).
+        standardise: scale each channel to mean 0 and deviation 1 over the training features (ours).
 
-    Raises ValueError where these do not fit together.
+    Raises ValueError if these are inconsistent.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class MFCN(nn.Module):
         return {"feature_align": self.standardise(torch.cat(resized, dim=1))}
 
     def in_backbone_units(self, feature_rec: Tensor) -> Tensor:
-        """BxCxhxw reconstructed from `feature_align` -> the same without standardising."""
+        """The reconstruction BxCxhxw of `feature_align`, in the units before standardising."""
         return self.standardise.undo(feature_rec) if isinstance(self.standardise, Standardise) else feature_rec
 
 

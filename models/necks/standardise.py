@@ -1,16 +1,15 @@
-"""Features in units of their own spread."""
+"""Features in units of their standard deviation."""
 
 import torch
 from torch import Tensor, nn
 
 
 class Standardise(nn.Module):
-    """Each channel less its mean, divided by its deviation, both over every feature seen in training so far.
+    """Subtract each channel's mean and divide by its deviation, both over all features seen in training so far.
 
-    Statistics of a single batch would depend on which classes happen to be in it; those gathered here settle within tens of
-    steps. In eval mode they stand still. A channel that never changes becomes 0. Of several processes the first one's images
-    decide, which training shares out before each step. They are part of the weights: a new run from a checkpoint
-    (saver.init_from) goes on gathering from them.
+    Statistics of a single batch would depend on the classes in it; running statistics settle within tens of steps. They do not
+    change in eval mode. A constant channel becomes 0. With several processes, training broadcasts the first process's statistics
+    before each step. They are buffers of the state_dict: a run that starts from a checkpoint (saver.init_from) continues them.
     """
 
     def __init__(self, channels: int) -> None:
@@ -20,7 +19,7 @@ class Standardise(nn.Module):
         self.register_buffer("variance", torch.zeros(channels))
 
     def forward(self, features: Tensor, seen: int | None = None) -> Tensor:
-        """BxCxhxw -> BxCxhxw float32; in training the first `seen` of the batch, by default all, are added to the statistics."""
+        """BxCxhxw -> BxCxhxw float32. In training the first `seen` images, by default all, are added to the statistics."""
         features = features.float()
         if self.training:
             self._gather(features[:seen].detach())
@@ -28,17 +27,17 @@ class Standardise(nn.Module):
         return (features - self.mean[:, None, None]) * scale[:, None, None]
 
     def undo(self, features: Tensor) -> Tensor:
-        """BxCxhxw in deviations -> in the units that they came in."""
+        """BxCxhxw in deviations -> BxCxhxw in the original units."""
         return features * self.deviation[:, None, None] + self.mean[:, None, None]
 
     @property
     def deviation(self) -> Tensor:
-        """C, of the population; exactly 0 for a channel that is constant but for float32's rounding."""
+        """Population deviation, C. Exactly 0 for a channel that is constant up to float32's rounding."""
         deviation = self.variance.sqrt()
         return deviation.masked_fill(deviation <= 1e-6 * self.mean.abs(), 0)
 
     def _gather(self, features: Tensor) -> None:
-        """Join the batch's mean and variance with those so far (Chan, Golub & LeVeque 1979)."""
+        """Merge the batch's mean and variance into the running ones (Chan, Golub & LeVeque 1979)."""
         variance, mean = torch.var_mean(features, dim=(0, 2, 3), correction=0)  # C, C
         number = features.numel() // features.shape[1]
         self.count += number

@@ -1,4 +1,4 @@
-"""What reconstructs: UniAD reconstructs features, VisDecoder draws the image that features stand for."""
+"""UniAD reconstructs features, VisDecoder reconstructs the image from features."""
 
 from models.reconstructions.uniad import UniAD
 from models.reconstructions.vis_decoder import VisDecoder

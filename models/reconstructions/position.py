@@ -9,7 +9,7 @@ from utils.errors import UserError
 
 
 class LearnedPosition(nn.Module):
-    """A table for rows and one for columns; a position is its column's part, then its row's part."""
+    """One table for rows and one for columns. A position is its column's vector followed by its row's."""
 
     def __init__(self, feature_size: tuple[int, int], hidden_dim: int) -> None:
         super().__init__()
@@ -27,7 +27,7 @@ class LearnedPosition(nn.Module):
 
 
 class SinePosition(nn.Module):
-    """The fixed embedding of DETR (Carion et al., 2020): row part, then column part, coordinates scaled to 0..2π."""
+    """The fixed embedding of DETR (Carion et al., 2020): row part, then column part, with coordinates scaled to 0..2π."""
 
     def __init__(self, feature_size: tuple[int, int], hidden_dim: int, temperature: float = 10000) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ POSITION_EMBEDDINGS = {"learned": LearnedPosition, "sine": SinePosition}
 
 
 def build_position_embedding(pos_embed_type: str, feature_size: tuple[int, int], hidden_dim: int) -> nn.Module:
-    """The module whose call gives the hw x D embedding. Raises UserError for an unknown type."""
+    """A module that returns the embedding, hw x D. Raises UserError for an unknown type."""
     if pos_embed_type not in POSITION_EMBEDDINGS:
         raise UserError(f"pos_embed_type '{pos_embed_type}' is unknown: use one of {', '.join(POSITION_EMBEDDINGS)}")
     return POSITION_EMBEDDINGS[pos_embed_type](feature_size, hidden_dim)

@@ -1,4 +1,4 @@
-"""The transformer inside UniAD: encoder with masked self-attention, decoder with one set of learned queries a layer."""
+"""UniAD's transformer: an encoder with masked self-attention, a decoder with learned queries in every layer."""
 
 import copy
 
@@ -6,14 +6,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.dropout import ActivationDropout, Dropout, attention
+from models.dropout import Dropout, attention
 from utils.errors import UserError
 
 ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu}
 
 
 class Transformer(nn.Module):
-    """Holds `encoder` and `decoder`; their layers start as clones of one layer, as in the published model."""
+    """Encoder and decoder. All layers of each start as copies of one layer, as in the published model."""
 
     def __init__(
         self,
@@ -56,14 +56,14 @@ class Decoder(nn.Module):
 
     def forward(self, memory: Tensor, pos: Tensor, query_mask: Tensor | None, memory_mask: Tensor | None) -> Tensor:
         """memory: B x hw x D; pos: hw x D; masks: hw x hw, of attention 1 and 2. Returns B x hw x D."""
-        out = memory  # what the first layer has as "the previous layer's output"
+        out = memory  # the first layer reads the memory as the previous layer's output
         for layer in self.layers:
             out = layer(out, memory, pos, query_mask, memory_mask)
         return self.norm(out)
 
 
 class EncoderLayer(nn.Module):
-    """Masked self-attention and a feed-forward, each with residual and norm (after it, or before it: `normalize_before`)."""
+    """Masked self-attention and a feed-forward, each with residual and norm (before it if `normalize_before`)."""
 
     def __init__(
         self, hidden_dim: int, nhead: int, dim_feedforward: int, dropout: float, activation: str, normalize_before: bool
@@ -75,11 +75,11 @@ class EncoderLayer(nn.Module):
         self.norm1 = nn.LayerNorm(hidden_dim)
         self.norm2 = nn.LayerNorm(hidden_dim)
         self.dropout = Dropout(dropout)
-        self.activation = ActivationDropout(ACTIVATIONS[activation], dropout)
+        self.activation = ACTIVATIONS[activation]
         self.normalize_before = normalize_before
 
     def feed_forward(self, x: Tensor) -> Tensor:
-        return self.linear2(self.activation(self.linear1(x)))
+        return self.linear2(self.dropout(self.activation(self.linear1(x))))
 
     def forward(self, x: Tensor, pos: Tensor, mask: Tensor | None) -> Tensor:
         if self.normalize_before:
@@ -119,15 +119,19 @@ class DecoderLayer(nn.Module):
         self.norm2 = nn.LayerNorm(hidden_dim)
         self.norm3 = nn.LayerNorm(hidden_dim)
         self.dropout = Dropout(dropout)
-        self.activation = ActivationDropout(ACTIVATIONS[activation], dropout)
+        self.activation = ACTIVATIONS[activation]
         self.normalize_before = normalize_before
 
     feed_forward = EncoderLayer.feed_forward
 
+    def queries(self, memory: Tensor) -> Tensor:
+        """1 x hw x D: every image has the same queries."""
+        return self.learned_embed.weight[None].to(memory.dtype)
+
     def forward(self, out: Tensor, memory: Tensor, pos: Tensor, query_mask: Tensor | None, memory_mask: Tensor | None) -> Tensor:
-        # The queries are the same for every image: 1 x hw x D until the first attention has read the memory.
-        x = self.learned_embed.weight[None].to(memory.dtype)
-        if self.normalize_before:  # only the query side is normalised; memory and previous output are used as they are
+        """out, memory: B x hw x D; pos: hw x D; masks: hw x hw. Returns B x hw x D."""
+        x = self.queries(memory)  # 1 x hw x D until the first attention has read the memory
+        if self.normalize_before:  # only queries are normalised, not the memory and the previous output
             x = x + self.dropout(self.self_attn(self.norm1(x) + pos, memory + pos, memory, query_mask))
             x = x + self.dropout(self.multihead_attn(self.norm2(x) + pos, out + pos, out, memory_mask))
             return x + self.dropout(self.feed_forward(self.norm3(x)))
@@ -137,7 +141,7 @@ class DecoderLayer(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head attention with the parameters of nn.MultiheadAttention, batch first, and no weights returned."""
+    """Multi-head attention with the parameters of nn.MultiheadAttention, batch first, without returned weights."""
 
     def __init__(self, hidden_dim: int, nhead: int, dropout: float) -> None:
         super().__init__()

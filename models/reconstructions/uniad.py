@@ -1,4 +1,4 @@
-"""UniAD: reconstruct a feature grid without copying it (You et al., NeurIPS 2022, section 3)."""
+"""UniAD reconstructs a feature grid without learning to copy it (You et al., NeurIPS 2022, section 3)."""
 
 from collections.abc import Sequence
 
@@ -16,15 +16,15 @@ class UniAD(nn.Module):
     """Neighbour-masked transformer with a layer-wise query decoder.
 
     Args:
-        inplanes, instrides: channels and stride of `feature_align`; one number, bare or in a list.
+        inplanes, instrides: channels and stride of `feature_align`: a number, or a list of one.
         feature_size: (h, w) of the feature grid.
         feature_jitter: {"scale", "prob"}, noise on the training input (section 3.4); None or False for none.
         neighbor_mask: {"neighbor_size": (a, b), "mask": (encoder, decoder 1, decoder 2)} (section 3.3); None or False for none.
         pos_embed_type: "learned" or "sine".
-        save_recon: {"save_dir"}; evaluation writes the reconstructed features there. False for nowhere.
+        save_recon: {"save_dir"}; evaluation writes the reconstructed features there. False: it does not.
         initializer: {"method": ...}, see models.initializer.
 
-    Raises UserError for sizes that do not fit together.
+    Raises UserError for inconsistent sizes.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class UniAD(nn.Module):
         if hidden_dim % nhead or hidden_dim % 4:
             raise UserError(f"hidden_dim {hidden_dim} must be a multiple of nhead {nhead} and of 4")
         if not 0 <= dropout < 1:
-            raise UserError(f"dropout {dropout} must be a rate from 0 up to, but not including, 1")
+            raise UserError(f"dropout {dropout} must be at least 0 and less than 1")
         channels, self.stride = as_number(inplanes), as_number(instrides)
         self.feature_jitter = dict(feature_jitter) if feature_jitter else None
         self.save_recon = dict(save_recon) if save_recon else None
@@ -79,7 +79,7 @@ class UniAD(nn.Module):
     def forward(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """Takes `feature_align` BxCxhxw; returns it and `feature_rec` BxCxhxw.
 
-        In eval mode also `distance` Bx1xhxw, how far they are apart, and the anomaly map `pred` Bx1xHxW, which is that enlarged.
+        In eval mode also their `distance` Bx1xhxw and the anomaly map `pred` Bx1xHxW, the distance at the image's size.
         """
         feature_align = as_float32(inputs["feature_align"])  # B x C x h x w
         tokens = feature_align.flatten(2).transpose(1, 2)  # B x hw x C
@@ -102,12 +102,12 @@ class UniAD(nn.Module):
 
 
 def as_float32(x: Tensor) -> Tensor:
-    """Difference, map and loss are computed in float32, whatever type autocast gives the layers."""
+    """Distance, map and loss are computed in float32, also if autocast runs the layers in another type."""
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
 def jitter(tokens: Tensor, scale: float, prob: float) -> Tensor:
-    """Feature jittering (section 3.4): with probability `prob` for the whole batch, noise in proportion to each token's norm.
+    """Feature jittering (section 3.4): with probability `prob` for the whole batch, add noise proportional to each token's norm.
 
     tokens: B x hw x C.
     """
@@ -125,20 +125,20 @@ def feature_distance(feature_rec: Tensor, feature_align: Tensor) -> Tensor:
 
 
 def enlarge(distance: Tensor, size: Sequence[int]) -> Tensor:
-    """The anomaly map, Bx1xHxW with size (H, W), of the distances Bx1xhxw; each image by itself, bilinear."""
+    """Distances Bx1xhxw, resized bilinearly to Bx1xHxW; size: (H, W)."""
     return F.interpolate(distance, size=tuple(size), mode="bilinear", align_corners=True)
 
 
 def anomaly_map(feature_rec: Tensor, feature_align: Tensor, stride: int) -> Tensor:
-    """The anomaly map of features BxCxhxw and their reconstruction, Bx1x(h*stride)x(w*stride)."""
+    """Anomaly map Bx1x(h*stride)x(w*stride) of features BxCxhxw and their reconstruction."""
     distance = feature_distance(feature_rec, feature_align)
     return enlarge(distance, [n * stride for n in distance.shape[2:]])
 
 
 def build_neighbor_mask(feature_size: tuple[int, int], neighbor_size: tuple[int, int]) -> Tensor:
-    """What is added to attention scores, hw x hw: -inf where key and query are neighbours, else 0 (section 3.3).
+    """The mask added to attention scores, hw x hw: -inf where key and query are neighbours, else 0 (section 3.3).
 
-    Neighbours are at most a//2 rows and b//2 columns apart. Raises UserError if a token would have no key left.
+    Neighbours are at most a//2 rows and b//2 columns apart. Raises UserError if a token has no key left.
     """
     (h, w), (a, b) = feature_size, neighbor_size
     y, x = torch.arange(h), torch.arange(w)
@@ -147,14 +147,14 @@ def build_neighbor_mask(feature_size: tuple[int, int], neighbor_size: tuple[int,
     near = (near_rows[:, None, :, None] & near_columns[None, :, None, :]).reshape(h * w, h * w)
     if near.all(dim=1).any():
         raise UserError(
-            f"neighbor_size {a}x{b} covers the whole {h}x{w} feature grid for some token, which leaves it nothing to attend to: "
+            f"neighbor_size {a}x{b} covers the whole {h}x{w} feature grid for some token, so it has nothing to attend to: "
             "use a smaller neighbor_size or a larger input_size"
         )
     return torch.zeros(h * w, h * w).masked_fill_(near, float("-inf"))
 
 
 def as_number(value: int | list[int]) -> int:
-    """The number itself, bare or alone in a list: UniAD takes one feature map."""
+    """The number, given as such or as a list of one: UniAD takes one feature map."""
     if isinstance(value, int):
         return value
     (number,) = value

@@ -1,4 +1,4 @@
-"""VisDecoder: draw the image that a feature grid stands for, to show what UniAD reconstructs."""
+"""VisDecoder reconstructs the image from a feature grid, to show what UniAD reconstructs."""
 
 from torch import Tensor, nn
 
@@ -8,11 +8,11 @@ from utils.errors import UserError
 
 
 class VisDecoder(nn.Module):
-    """A ResNet-34 (`basic`) or ResNet-50 (`bottle`) turned round: from the feature grid up to the image.
+    """A reversed ResNet-34 (`basic`) or ResNet-50 (`bottle`): from the feature grid to the image.
 
     Args:
         block_type: "basic" or "bottle".
-        inplanes, instrides: channels and stride (16 or 32) of `feature_align`; one number, bare or in a list.
+        inplanes, instrides: channels and stride (16 or 32) of `feature_align`; a number, or a list of one.
         initializer: {"method": ...}, see models.initializer; normal(0.01) without one.
         width: planes of the last stage, 128 as published; the others have 1, 2 and 4 times as many.
 
@@ -58,9 +58,9 @@ class VisDecoder(nn.Module):
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions, the second after the up-sampling, and a shortcut."""
+    """Two 3x3 convolutions, the second after upsampling, and a shortcut."""
 
-    expansion = 1  # stage channels of this block over those of BasicBlock
+    expansion = 1  # a stage's channels, relative to BasicBlock
 
     def __init__(self, inplanes: int, outplanes: int, scale: int) -> None:
         super().__init__()
@@ -80,7 +80,7 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1 convolution to a quarter of the channels, 3x3 after the up-sampling, 1x1 back up, and a shortcut."""
+    """1x1 convolution to a quarter of the channels, 3x3 after upsampling, 1x1 to all channels, and a shortcut."""
 
     expansion = 4
 
@@ -109,7 +109,7 @@ BLOCKS: dict[str, type[BasicBlock | Bottleneck]] = {"basic": BasicBlock, "bottle
 
 
 def _stage(block: type[BasicBlock | Bottleneck], inplanes: int, outplanes: int, blocks: int, scale: int) -> nn.Sequential:
-    """The first block changes channels and size, the others keep both."""
+    """The first block changes channels and size."""
     return nn.Sequential(block(inplanes, outplanes, scale), *(block(outplanes, outplanes, 1) for _ in range(blocks - 1)))
 
 

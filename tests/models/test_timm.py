@@ -119,7 +119,7 @@ def test_parameters_are_timm_s_without_a_classifier(name):
         ("test_vit", [0], (64, 64), r"test_vit has no layer 0 .*its layers are 1 to 6"),
         ("test_resnet", [], (64, 64), r"outlayers of test_resnet is empty.*1 to 5"),
         ("test_vit", [1], (72, 64), r"test_vit cannot be run on images of 72x64: .*divisible by patch size"),
-        ("test_resnet", [5], (64, 80), r"layer 5 of test_resnet makes a 2x3 map of a 64x80 image, which is no whole stride"),
+        ("test_resnet", [5], (64, 80), r"layer 5 of test_resnet makes a 2x3 map of a 64x80 image, which is not a whole stride"),
     ],
 )
 def test_what_timm_lacks_is_one_line(name, layers, size, message):

@@ -1,11 +1,8 @@
-"""Speed and memory of the seven metrics on a test set of random maps, beside scikit-learn and a loop over thresholds."""
+"""Speed and memory of the seven metrics on random maps, compared with scikit-learn and a loop over thresholds."""
 
-import cProfile
 import json
-import pstats
-import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -19,26 +16,25 @@ from utils.benchmark.process import in_fresh_process
 from utils.evaluation.metrics import AUPRO_LIMIT, evaluate_maps, image_scores
 from utils.process.memory import keep_freed_memory, peak_megabytes
 
-SIDE = 224  # of a map, in pixels
+SIDE = 224  # of a map, pixels
 IMAGE = {"name": "max", "kwargs": {"avgpool_size": (16, 16)}}
 PIXEL = {"name": "pixel"}
 SEVEN_METRICS = {"auc": [IMAGE, PIXEL], "ap": [IMAGE, PIXEL], "f1max": [IMAGE, PIXEL], "aupro": [PIXEL]}
-THRESHOLDS = 200  # of the loop that the per-region overlap is usually approximated by
+THRESHOLDS = 200  # in the loop that usually approximates the per-region overlap
 
-Counts = Mapping[str, Mapping[str, Mapping[str, int]]]  # images by class, split ("test" is read) and kind
+Counts = Mapping[str, Mapping[str, Mapping[str, int]]]  # number of images by class, split (only "test" is read) and kind
 
 
 def mvtec_counts() -> Counts:
-    """Of MVTec-AD: 1,725 test images of 15 classes."""
+    """Those of MVTec-AD: 1,725 test images of 15 classes."""
     return json.loads((Path(__file__).resolve().parents[2] / "data/MVTec-AD/counts.json").read_text(encoding="utf-8"))
 
 
 def measure_metrics(counts: Counts) -> dict[str, Any]:
-    """Time both sides on as many maps of 224x224 as `counts` says, each in a process of its own; ready for JSON.
+    """Time both sides, each in its own process, on as many 224x224 maps as `counts` says.
 
-    Returns maps, classes, pixels, seconds, reference_seconds (their parts: sklearn_seconds, loop_seconds), ratio, peak_mb,
-    reference_peak_mb (maps and masks included), difference (the largest, of any metric of any class) and spent_on (functions
-    by their share of the time, the largest first).
+    Returns, ready for JSON: maps, classes, pixels; seconds and reference_seconds (the sum of sklearn_seconds and loop_seconds);
+    ratio; peak_mb and reference_peak_mb, maps and masks included; difference, the largest in any metric of any class.
     """
     results, ours = in_fresh_process(run_ours, counts)
     expected, reference_seconds, reference_peak = in_fresh_process(run_reference, counts)
@@ -54,7 +50,7 @@ def measure_metrics(counts: Counts) -> dict[str, Any]:
 
 
 def run_ours(counts: Counts) -> tuple[dict[str, float], dict[str, Any]]:
-    """Every number of evaluate_maps, and what was measured."""
+    """The results of evaluate_maps, and what was measured."""
     keep_freed_memory()  # as tools do
     maps, masks, labels, clsnames = make_test_set(counts)
     times = []
@@ -68,13 +64,12 @@ def run_ours(counts: Counts) -> tuple[dict[str, float], dict[str, Any]]:
         "pixels": maps.size,
         "seconds": median(times),
         "peak_mb": peak_megabytes(),
-        "spent_on": function_shares(lambda: evaluate_maps(maps, masks, labels, clsnames, SEVEN_METRICS)),
     }
     return results, measured
 
 
 def run_reference(counts: Counts) -> tuple[dict[str, float], tuple[float, float], float]:
-    """The same numbers of each class, the seconds of scikit-learn and of the PRO loop, and the peak of memory in 10⁶ bytes."""
+    """The same results for each class; seconds of scikit-learn and of the PRO loop; peak memory in 10⁶ bytes."""
     maps, masks, labels, clsnames = make_test_set(counts)
     expected, seconds = {}, np.zeros(2)
     for clsname in sorted(set(clsnames.tolist())):
@@ -85,23 +80,10 @@ def run_reference(counts: Counts) -> tuple[dict[str, float], tuple[float, float]
     return expected, tuple(seconds.tolist()), peak_megabytes()
 
 
-def function_shares(run: Callable[[], object], most: int = 10) -> dict[str, float]:
-    """The functions that a run spends most time in, by their share of it."""
-    profiler = cProfile.Profile()
-    profiler.runcall(run)
-    seconds: dict[str, float] = {}
-    for (file, line, name), (_, _, own_seconds, _, _) in pstats.Stats(profiler).stats.items():
-        if name.startswith("<"):  # of C, such as <method 'sort' of 'numpy.ndarray' objects>; or a part of a function
-            name = re.sub(r"<(?:(?:built-in )?method )?'?([\w.]+).*", r"\1", name) if file == "~" else f"{Path(file).name}:{line}"
-        seconds[name] = seconds.get(name, 0) + own_seconds
-    total = sum(seconds.values())
-    return {name: seconds[name] / total for name in sorted(seconds, key=seconds.get, reverse=True)[:most]}
-
-
 def make_test_set(counts: Counts) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Maps NxHxW float32, masks NxHxW uint8, labels N, class names N, as many as `counts` says of each class's test images.
+    """Maps NxHxW float32, masks NxHxW uint8, labels N and class names N for the test images in `counts`.
 
-    Like the model's, a map is a 14x14 grid enlarged to the image: noise, and more where the mask has ellipses.
+    As in the model, a map is a 14x14 grid enlarged to the image: noise, with higher values where the mask has ellipses.
     """
     rng = np.random.default_rng(133)
     kinds = [(clsname, kind) for clsname, splits in counts.items() for kind, n in splits["test"].items() for _ in range(n)]
@@ -120,7 +102,7 @@ def make_test_set(counts: Counts) -> tuple[np.ndarray, np.ndarray, np.ndarray, n
 
 
 def reference(maps: np.ndarray, masks: np.ndarray, labels: np.ndarray) -> tuple[dict[str, float], tuple[float, float]]:
-    """One class by other means: the seven metrics by `<name>_<kind>`, and the seconds of scikit-learn and of the PRO loop."""
+    """The seven metrics of one class by `<name>_<kind>`, and the seconds of scikit-learn and of the PRO loop."""
     scores = {"max": (labels, image_scores(maps, "max", (16, 16))), "pixel": (masks.ravel(), maps.ravel())}
     start = time.perf_counter()
     expected = {}
@@ -147,7 +129,7 @@ def find_regions(masks: np.ndarray) -> list[np.ndarray]:
 
 
 def loop_over_thresholds(scores: np.ndarray, normal: np.ndarray, regions: list[np.ndarray]) -> np.ndarray:
-    """The curve of per-region overlap as it is usually computed: THRESHOLDS x 2, false-positive rate and mean overlap."""
+    """The usual approximation of the per-region overlap curve. Returns THRESHOLDS x 2: false-positive rate and mean overlap."""
     curve = []
     for threshold in np.linspace(scores.max(), scores.min(), THRESHOLDS):
         above = scores >= threshold
@@ -157,7 +139,7 @@ def loop_over_thresholds(scores: np.ndarray, normal: np.ndarray, regions: list[n
 
 
 def weighted_aupro(scores: np.ndarray, truth: np.ndarray, regions: list[np.ndarray]) -> float:
-    """AUPRO, exact, from scikit-learn: the per-region overlap is the recall of pixels that weigh 1/area."""
+    """Exact AUPRO from scikit-learn: the per-region overlap is the recall of pixels weighted by 1/area."""
     weights = np.ones(scores.shape)
     for region in regions:
         weights[region] = 1 / len(region)

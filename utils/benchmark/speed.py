@@ -1,6 +1,5 @@
-"""Speed of training and inference beside the plain reference, and beside what the machine's matrix products allow."""
+"""Speed of training and inference, compared with the plain reference and with the machine's matrix products."""
 
-import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -10,9 +9,7 @@ from typing import Any
 import torch
 from easydict import EasyDict
 from torch import Tensor, nn
-from torch.autograd import DeviceType
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
@@ -29,18 +26,17 @@ from utils.process.memory import keep_freed_memory, peak_megabytes
 from utils.process.precision import autocast
 from utils.training.optimizer import build_optimizer, trained_parameters
 
-TASKS = {"train_step": 8, "feature_extraction": 8, "inference": 8, "inference_batch_1": 1}  # each with its images a batch
+TASKS = {"train_step": 8, "feature_extraction": 8, "inference": 8, "inference_batch_1": 1}  # images in a batch
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 REFERENCE = "reference"  # the plain network, in float32
 SIDES = (REFERENCE, *PRECISIONS)
-MATRIX = 2048  # side of the matrices whose product is the machine's limit
+MATRIX = 2048  # side of the matrices whose product gives the machine's limit
 
 
-def without_weights(config: EasyDict) -> dict[str, Any]:
-    """The configuration to measure, as plain dicts: its backbone starts at random, so that nothing needs to be downloaded.
+def benchmark_config(config: EasyDict) -> dict[str, Any]:
+    """The configuration to measure, as plain dicts. Its backbone starts at random, so nothing needs to be downloaded.
 
-    Raises UserError for one that has no anomaly map, whose parts have no plain reference, or whose backbone trains and so has no
-    cache.
+    Raises UserError if the plain reference does not cover it, or if its backbone trains, which rules out cached features.
     """
     config = to_plain(config)
     backbone, neck, reconstruction, *more = config["net"]
@@ -59,13 +55,12 @@ def without_weights(config: EasyDict) -> dict[str, Any]:
 
 
 def measure_speed(config: dict[str, Any], tasks: Sequence[str] = tuple(TASKS), rounds: int = 7) -> dict[str, Any]:
-    """Measure what `without_weights` gives, with random images, on the first GPU or else the CPU.
+    """Measure a `benchmark_config` with random images, on the first GPU or else the CPU.
 
-    Training: the plain reference's whole step from images, ours from cached features. Returns, ready for JSON,
-    {task: {precision: {images_per_s, reference_images_per_s, ratio, of_limit, peak_mb, reference_peak_mb, spent_on}}}, and
-    beside the tasks {machine: {device, threads, torch, gflops}, map_difference, multiply_adds}, explained at `describe`.
-    of_limit: the part reached of the speed that the task's multiply-adds would have as one large matrix product in the
-    precision; spent_on: operators by their share of the time, the largest first.
+    A training step of the plain reference starts from images, ours from cached features. Returns, ready for JSON,
+    {task: {precision: {images_per_s, reference_images_per_s, ratio, of_limit, peak_mb, reference_peak_mb}}} and the keys of
+    `describe`. of_limit: images_per_s as a fraction of what the task would reach if all its multiply-adds were one large
+    matrix product in that precision.
     """
     report = in_fresh_process(describe, config)
     for task in tqdm(tasks, desc="benchmark", leave=False, disable=None):
@@ -81,17 +76,16 @@ def measure_speed(config: dict[str, Any], tasks: Sequence[str] = tuple(TASKS), r
                 "of_limit": batch / side["seconds"] / limit,
                 "peak_mb": side["peak_mb"],
                 "reference_peak_mb": reference["peak_mb"],
-                "spent_on": side["spent_on"],
             }
     return report
 
 
 def describe(config: dict[str, Any]) -> dict[str, Any]:
-    """What is no timing of a task.
+    """What is measured once for all tasks.
 
-    machine: the rate of a large matrix product (gflops, 10⁹ multiplications and additions a second) by precision, among others;
-    map_difference: by precision, the largest difference to the plain reference's anomaly map, as a part of that map's range;
-    multiply_adds: by task, those in the matrix products and convolutions that an image needs.
+    machine: device, threads, torch and gflops, the rate of a large matrix product in 10⁹ operations a second by precision;
+    map_difference: largest difference from the plain reference's anomaly map, as a fraction of that map's range, by precision;
+    multiply_adds: those of matrix products and convolutions for one image, by task.
     """
     device = choose_device(0)
     machine = {
@@ -110,58 +104,49 @@ def describe(config: dict[str, Any]) -> dict[str, Any]:
 # ---- timing
 
 
-def measure_task(config: dict[str, Any], task: str, rounds: int) -> dict[str, dict[str, Any]]:
-    """By side: seconds a batch (the median of `rounds`), peak_mb and spent_on.
+def measure_task(config: dict[str, Any], task: str, rounds: int) -> dict[str, dict[str, float]]:
+    """{side: {seconds, peak_mb}}: seconds a batch, the median of `rounds`.
 
-    Each side runs in a process of its own. They take turns, so a change of the machine's pace meets all.
+    Each side has its own process, so peak_mb is its own. The sides take turns, so a change in the machine's pace meets all.
     """
     with ExitStack() as stack:
         processes = {side: stack.enter_context(fresh_process(start_side, config, task, side)) for side in SIDES}
-        times = [{side: process.submit(side_seconds).result() for side, process in processes.items()} for _ in range(rounds + 1)]
-        return {
-            side: {"seconds": median(round_[side] for round_ in times[1:]), **process.submit(side_summary).result()}
-            for side, process in processes.items()  # the first round warmed them up
-        }
+        turns = [{side: process.submit(time_side).result() for side, process in processes.items()} for _ in range(rounds + 1)]
+    return {  # the first round is warm-up
+        side: {"seconds": median(turn[side][0] for turn in turns[1:]), "peak_mb": turns[-1][side][1]} for side in SIDES
+    }
 
 
-_RUNS: list[Callable[[], object]] = []  # the one run of a side's process
+_RUNS: list[Callable[[], object]] = []  # in a side's process: what it times
 
 
 def start_side(config: dict[str, Any], task: str, side: str) -> None:
-    if side != REFERENCE:
-        keep_freed_memory()  # as tools do; the plain reference's memory is managed as by default
+    keep_freed_memory()  # both sides: without it, a third of the plain reference's inference is spent on fetching memory
     _RUNS.append(build_run(config, task, side))
 
 
-def side_seconds() -> float:
-    return seconds_of(_RUNS[0], choose_device(0))
-
-
-def side_summary() -> dict[str, Any]:
+def time_side() -> tuple[float, float]:
+    """Seconds of one run, and the process's peak of memory in 10⁶ bytes."""
     device = choose_device(0)
-    peak = torch.cuda.max_memory_allocated(device) / 1e6 if device.type == "cuda" else peak_megabytes()
-    return {"peak_mb": peak, "spent_on": operator_shares(_RUNS[0], device)}
+    seconds = seconds_of(_RUNS[0], device)
+    return seconds, torch.cuda.max_memory_allocated(device) / 1e6 if device.type == "cuda" else peak_megabytes()
 
 
 def seconds_of(run: Callable[[], object], device: torch.device) -> float:
     """From an idle device to an idle device."""
-    synchronize(device)
+    synchronize = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    synchronize()
     start = time.perf_counter()
     run()
-    synchronize(device)
+    synchronize()
     return time.perf_counter() - start
-
-
-def synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 # ---- what is timed
 
 
 def build_run(config: dict[str, Any], task: str, side: str) -> Callable[[], object]:
-    """A function that does the task once, with one batch of random images, as `side` does it."""
+    """A function that runs the task on one batch of random images, as `side` does it."""
     torch.manual_seed(0)
     device, batch = choose_device(0), TASKS[task]
     dtype = PRECISIONS.get(side, torch.float32)
@@ -204,7 +189,7 @@ def extraction(network: Network | PlainNetwork) -> Callable[[dict[str, Tensor]],
 def training_step(
     config: dict[str, Any], network: nn.Module, inputs: dict[str, Tensor], dtype: torch.dtype, is_plain: bool
 ) -> Callable[[], None]:
-    """One step as in training: forward in autocast's `dtype`, loss, backward, clipping, optimiser; the plain one's by default."""
+    """One training step: forward under autocast to `dtype`, loss, backward, clipping, optimiser (plain: torch's default)."""
     network.train()
     parameters, trainer = trained_parameters(network), config["trainer"]
     if is_plain:
@@ -226,7 +211,7 @@ def training_step(
     return step
 
 
-# ---- what it is held against
+# ---- what it is compared with
 
 
 def matrix_product_gflops(dtype: torch.dtype, device: torch.device, repeats: int = 5) -> float:
@@ -238,15 +223,15 @@ def matrix_product_gflops(dtype: torch.dtype, device: torch.device, repeats: int
 
 
 def count_multiply_adds(run: Callable[[], object]) -> float:
-    """Multiply-adds in the matrix products and convolutions of a run."""
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:  # attention as products that are counted
+    """The multiply-adds in the matrix products and convolutions of a run."""
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:  # the fused kernel is not counted
         run()
     return counter.get_total_flops() / 2
 
 
 @torch.no_grad()
 def map_difference(config: dict[str, Any], dtype: torch.dtype) -> float:
-    """The largest difference between the two networks' anomaly maps of random images, as a part of the plain one's range."""
+    """The largest difference between both networks' anomaly maps of random images, as a fraction of the plain map's range."""
     torch.manual_seed(0)
     ours, plain = (network.eval().to(choose_device(0)) for network in build_networks(config["net"]))
     inputs = {"image": torch.randn(2, 3, *config["dataset"]["input_size"], device=choose_device(0))}
@@ -254,20 +239,3 @@ def map_difference(config: dict[str, Any], dtype: torch.dtype) -> float:
     with autocast(expected.device, dtype):
         given = ours(inputs)["pred"]
     return ((given - expected).abs().max() / (expected.max() - expected.min())).item()
-
-
-def operator_shares(run: Callable[[], object], device: torch.device, most: int = 10) -> dict[str, float]:
-    """The operators that runs spend most time in on the device, by their share of it."""
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or the profiler tells the terminal that it starts, and finds no GPU
-    on_gpu = device.type == "cuda"
-    with profile(activities=[ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * on_gpu, acc_events=True) as profiler:
-        for _ in range(3):
-            run()
-        synchronize(device)
-    seconds: dict[str, float] = {}
-    for event in profiler.key_averages():
-        if event.device_type == DeviceType.CPU:  # a GPU's own events, its kernels, are counted in the operators that start them
-            spent = event.self_device_time_total if on_gpu else event.self_cpu_time_total
-            seconds[event.key.removeprefix("aten::")] = spent
-    total = sum(seconds.values())
-    return {name: seconds[name] / total for name in sorted(seconds, key=seconds.get, reverse=True)[:most]}
