@@ -1,4 +1,4 @@
-"""The scripts that run a visualising tool for one class here, or for every class through a fake Slurm (test_slurm.py: a real one)."""
+"""The scripts that run a visualising tool for one class here, or for every class through a fake Slurm."""
 
 import os
 import subprocess
