@@ -20,7 +20,7 @@ DEFAULT_PORT = 29500  # torch's own
 def rendezvous(rank: int, world_size: int, log_dir: str | Path, port: int | None, timeout: timedelta = TIMEOUT) -> dist.Store:
     """Wait until all processes of the run are here; returns the store that they share.
 
-    Under torchrun the store is torchrun's. Processes that are told their rank find rank 0's at MASTER_ADDR and MASTER_PORT. For
+    Under torchrun the store is torchrun's, otherwise rank 0 serves it. If RANK is set, it is at MASTER_ADDR and MASTER_PORT. For
     tasks of Slurm rank 0 writes its address to a file in `log_dir`, a folder that their machines share. `port` is the
     configuration's. Raises UserError for a busy port, if rank 0 is not found, and for ranks that do not come.
     """
@@ -31,7 +31,7 @@ def rendezvous(rank: int, world_size: int, log_dir: str | Path, port: int | None
     try:
         if dist.is_torchelastic_launched():
             store = next(torch_rendezvous("env://", timeout=timeout))[0]
-        elif "RANK" in env or {"MASTER_ADDR", "MASTER_PORT"} <= env.keys():
+        elif "RANK" in env:
             host = env.get("MASTER_ADDR", "localhost")
             store = open_store(host, master_port(port or DEFAULT_PORT), rank == 0, deadline)
         elif rank == 0:
@@ -54,7 +54,7 @@ def announce_store(file: Path, port: int, deadline: float) -> dist.TCPStore:
     try:
         store = open_store(host, master_port(port), True, deadline)
     except UserError:
-        if "MASTER_PORT" in os.environ:
+        if "MASTER_PORT" in os.environ or not port:
             raise
         print(f"port {port} is busy, so the processes meet at a free one", file=sys.stderr)
         store = open_store(host, 0, True, deadline)
