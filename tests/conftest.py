@@ -29,7 +29,7 @@ def checkpoint(trained: Path) -> Path:
 
 
 @pytest.fixture
-def said(caplog) -> Callable[[], str]:
+def log_text(caplog) -> Callable[[], str]:
     """The lines of the log so far."""
     caplog.set_level("INFO", "uniad")
     return lambda: "\n".join(caplog.messages)

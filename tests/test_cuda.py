@@ -185,11 +185,11 @@ def test_a_run_that_is_gone_on_with_ends_as_one_that_was_not(tmp_path: Path, on_
     assert_same(*contents)
 
 
-def test_a_gpu_s_checkpoint_is_gone_on_with_on_a_cpu(tmp_path: Path, on_gpu: Callable, said: Callable) -> None:
+def test_a_gpu_s_checkpoint_is_gone_on_with_on_a_cpu(tmp_path: Path, on_gpu: Callable, log_text: Callable) -> None:
     path = tiny.make(tmp_path)
     on_gpu(train, path)
     tiny.train(path, "trainer.max_epoch=2", "saver.auto_resume=True")
-    assert "epoch 2/2" in said()
+    assert "epoch 2/2" in log_text()
     assert result(path)["epoch"] == 2
 
 

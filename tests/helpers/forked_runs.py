@@ -34,17 +34,17 @@ class Forked:
     def wait_for(self, text: str) -> None:
         """Wait until the process has printed the text; fail if it ends first."""
         deadline = time.monotonic() + TIMEOUT
-        while text not in self.said():
-            assert self.process.is_alive(), self.said()
-            assert time.monotonic() < deadline, self.said()
+        while text not in self.log_text():
+            assert self.process.is_alive(), self.log_text()
+            assert time.monotonic() < deadline, self.log_text()
             time.sleep(0.002)
 
-    def said(self) -> str:
+    def log_text(self) -> str:
         return self.output.read_text(encoding="utf-8", errors="replace")
 
     def code(self) -> int:
         self.process.join(TIMEOUT)
-        assert self.process.exitcode is not None, self.said()
+        assert self.process.exitcode is not None, self.log_text()
         return self.process.exitcode
 
 

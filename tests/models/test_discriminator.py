@@ -286,20 +286,20 @@ def test_it_can_be_calibrated(trained: Path, checkpoint: Path, monkeypatch) -> N
     assert read_calibration(checkpoint.with_name("calibration.json")).pooled.images == 4
 
 
-def test_features_are_not_kept_and_one_line_a_split_says_why(path: Path, said) -> None:
+def test_features_are_not_kept_and_one_line_a_split_says_why(path: Path, log_text) -> None:
     tiny.train(path, "dataset.feature_cache.mode=auto")
-    lines = [line for line in said().splitlines() if line.startswith("feature cache")]
+    lines = [line for line in log_text().splitlines() if line.startswith("feature cache")]
     assert len(lines) == 2
     for split, line in zip(("training", "test"), lines, strict=True):
         assert line.startswith(f"feature cache: off for the {split} images: the discriminator reads the backbone's own features")
     tiny.train(path, "dataset.feature_cache.mode=off", overwrite=True)
-    assert said().count("feature cache") == 2
+    assert log_text().count("feature cache") == 2
 
 
-def test_standardised_features_alone_are_not_kept_either(tmp_path: Path, said) -> None:
+def test_standardised_features_alone_are_not_kept_either(tmp_path: Path, log_text) -> None:
     tiny.train(tiny.make(tmp_path), "net.neck.kwargs.standardise=True", "dataset.feature_cache.mode=auto")
     reason = "what features are standardised by is found in training"
-    assert said().count(f"images: {reason}") == said().count("feature cache") == 2
+    assert log_text().count(f"images: {reason}") == log_text().count("feature cache") == 2
 
 
 def test_an_interrupted_run_ends_as_if_it_had_not_been(path: Path, tmp_path: Path) -> None:

@@ -68,14 +68,14 @@ def links(folder: Path, image: Path, count: int) -> Path:
 
 
 def test_scores_are_those_of_evaluation(trained: Path, run, tmp_path: Path) -> None:
-    said = run(trained.parent / "data/cup/test", trained.parent / "data/tile/test", "--batch_size", 4)
+    output = run(trained.parent / "data/cup/test", trained.parent / "data/tile/test", "--batch_size", 4)
     with open(trained.parent / "result/scores.csv", newline="") as file:
         expected = {row["filename"]: float(row["max"]) for row in csv.DictReader(file)}
     rows = read(tmp_path / "out")
     assert list(rows[0]) == ["file", "score", "decision", "latency_ms"]
     assert {row["file"]: float(row["score"]) for row in rows} == pytest.approx(expected, rel=1e-5)
     assert all(row["decision"] == "" and float(row["latency_ms"]) > 0 for row in rows)
-    assert f"{len(expected)} images predicted" in said
+    assert f"{len(expected)} images predicted" in output
 
 
 def test_each_image_has_a_picture_beside_its_heat_map(run, image: Path, tmp_path: Path) -> None:
@@ -212,14 +212,14 @@ def test_any_kind_of_image_is_read_and_what_is_none_is_listed(run, image: Path, 
     (folder / "empty.jpg").touch()
     (folder / "notes.txt").write_text("not meant")
     (folder / ".hidden.png").write_text("not meant")
-    said = run(folder, folder / "missing.png", "--save_maps")
+    output = run(folder, folder / "missing.png", "--save_maps")
     assert set(files(tmp_path / "out")) == good
     assert np.load(tmp_path / "out/maps/turned.jpg.npy").shape == (60, 40)
     assert np.load(tmp_path / "out/maps/deep.png.npy").shape == (40, 60)
     bad = ["cut.png", "empty.jpg", "text.png", str(folder / "missing.png")]
     assert sorted(files(tmp_path / "out", "errors.csv")) == sorted(bad)
-    assert "4 without a score" in said
-    assert all(name in said for name in bad)
+    assert "4 without a score" in output
+    assert all(name in output for name in bad)
     for name in bad:
         (folder / name).write_bytes(image.read_bytes())
     assert f"4 images predicted, {len(good)} were there already" in run(folder)
@@ -271,8 +271,8 @@ def test_a_video_has_a_line_a_frame(run, image: Path, tmp_path: Path) -> None:
 
 def test_a_video_that_is_none_is_listed(run, image: Path, tmp_path: Path) -> None:
     (tmp_path / "film.mp4").write_text("no video")
-    said = run(tmp_path / "film.mp4", image.parent)
-    assert "film.mp4: is not a video" in said
+    output = run(tmp_path / "film.mp4", image.parent)
+    assert "film.mp4: is not a video" in output
 
 
 def test_a_camera_that_is_not_there_is_said(run) -> None:

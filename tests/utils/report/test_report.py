@@ -286,7 +286,7 @@ def test_names_with_spaces_quotes_and_tags_are_shown_as_they_are(tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("missing", "said"),
+    ("missing", "message"),
     [
         ("metrics.json", ["No table: metrics.json is missing; evaluate with -e"]),
         ("scores.csv", ["No histograms: they need scores.csv", "No curve: it needs scores.csv"]),
@@ -294,11 +294,11 @@ def test_names_with_spaces_quotes_and_tags_are_shown_as_they_are(tmp_path: Path)
         ("report_gallery", ["No gallery: evaluate with -e"]),
     ],
 )
-def test_a_missing_piece_is_said_in_its_section(folder: Path, page: Page, missing: str, said: list[str]):
+def test_a_missing_piece_is_said_in_its_section(folder: Path, page: Page, missing: str, message: list[str]):
     path = folder / missing
     shutil.rmtree(path) if path.is_dir() else path.unlink()
     words = Page(write_report(folder)).words()
-    for line in said:
+    for line in message:
         assert line in words
         assert line not in page.words()
 
@@ -337,7 +337,7 @@ def test_pixel_metrics_alone_make_a_report(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "said"),
+    ("name", "content", "message"),
     [
         ("metrics.json", "{", "metrics.json: not valid JSON"),
         ("metrics.json", "[1]", "metrics.json: holds list"),
@@ -353,9 +353,9 @@ def test_pixel_metrics_alone_make_a_report(tmp_path: Path):
         ("report_gallery/gallery.json", '{"images": [{"filename": "a.png"}]}', "gallery.json: not a gallery"),
     ],
 )
-def test_a_broken_file_is_named_in_one_line(folder: Path, name: str, content: str, said: str):
+def test_a_broken_file_is_named_in_one_line(folder: Path, name: str, content: str, message: str):
     (folder / name).write_text(content)
-    with pytest.raises(UserError, match=re.escape(said)) as error:
+    with pytest.raises(UserError, match=re.escape(message)) as error:
         write_report(folder)
     assert "\n" not in str(error.value)
     assert not (folder / "report.html").exists()

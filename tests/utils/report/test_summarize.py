@@ -120,9 +120,9 @@ def refused(*folders: Path) -> str:
 
 def test_folders_that_share_some_classes_only_are_an_error(tmp_path: Path, seeds: list[Path]):
     other = write(tmp_path / "other", {"cup": (0.5, 0.5), "nut": (0.5, 0.5), "mean": (0.5, 0.5)})
-    said = refused(seeds[0], other)
-    assert said.startswith(f"the class 'cup' is in {seeds[0]} and in {other}")
-    assert "runs over the same classes, or folders that share none" in said
+    output = refused(seeds[0], other)
+    assert output.startswith(f"the class 'cup' is in {seeds[0]} and in {other}")
+    assert "runs over the same classes, or folders that share none" in output
 
 
 def test_folders_of_other_metrics_are_an_error(tmp_path: Path, seeds: list[Path]):

@@ -190,7 +190,7 @@ def test_thresholds_come_from_exactly_the_held_out_images(run, trained: Path, ch
 
 
 def test_the_table_says_what_the_thresholds_do_to_the_test_set(run, trained: Path, checkpoint: Path) -> None:
-    said = rows(run("--false_alarm_rate", 0.4))
+    output = rows(run("--false_alarm_rate", 0.4))
     calibration = read_calibration(checkpoint.with_name("calibration.json"))
     predictor = Predictor.from_checkpoint(checkpoint)
     records = read_list(trained.parent / "data/test.json")
@@ -203,8 +203,8 @@ def test_the_table_says_what_the_thresholds_do_to_the_test_set(run, trained: Pat
         alarms, good = int((above & (labels == 0)).sum()), int((labels == 0).sum())
         found, defective = int((above & (labels == 1)).sum()), int((labels == 1).sum())
         low, high = binomial_interval(alarms, good)
-        assert said[name][0] == f"{threshold:.5g}"
-        assert said[name][3:] == [
+        assert output[name][0] == f"{threshold:.5g}"
+        assert output[name][3:] == [
             f"{alarms}/{good} = {100 * alarms / good:.1f} %",
             f"{100 * low:.1f}–{100 * high:.1f} %",
             f"{found}/{defective} = {100 * found / defective:.1f} %",
@@ -212,9 +212,9 @@ def test_the_table_says_what_the_thresholds_do_to_the_test_set(run, trained: Pat
 
 
 def test_without_an_evaluation_of_the_checkpoint_it_says_what_gives_the_rates(run, checkpoint: Path, tmp_path: Path) -> None:
-    said = run(f"evaluator.save_dir={tmp_path}")
-    assert "evaluate this checkpoint with -e" in said
-    assert "defective found" not in said
+    output = run(f"evaluator.save_dir={tmp_path}")
+    assert "evaluate this checkpoint with -e" in output
+    assert "defective found" not in output
     copied = tmp_path / "copy.pth.tar"
     copied.write_bytes(checkpoint.read_bytes())
     assert "evaluate this checkpoint with -e" in run("--checkpoint", copied)
@@ -317,11 +317,11 @@ def test_a_file_that_is_no_calibration_is_named(tmp_path: Path, content: str) ->
 
 
 def test_the_report_marks_the_thresholds(run, trained: Path, checkpoint: Path) -> None:
-    said = run("--false_alarm_rate", 0.4)
+    output = run("--false_alarm_rate", 0.4)
     page = (trained.parent / "result/report.html").read_text()
-    assert "report.html" in said
+    assert "report.html" in output
     assert "a false-alarm rate of 40 %" in page
-    table = rows(said)
+    table = rows(output)
     for name, defective in (("cup", 3), ("tile", 2)):
         alarms, found = (int(table[name][column].split("/")[0]) for column in (3, 5))
         assert f": {alarms} of 2 good, {found} of {defective} defective." in page

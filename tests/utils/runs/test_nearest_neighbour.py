@@ -156,17 +156,17 @@ def path(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def said(path: Path) -> str:
+def log_text(path: Path) -> str:
     return run(path, "--tokens", "100")
 
 
-def test_it_says_what_it_took(path: Path, said: str):
-    assert "nearest of 100 tokens from 10 training images; 9 test images" in said
-    assert all(word in said for word in ("features ", "sampling ", "scoring ", "peak memory "))
-    assert (path.parent / "result_nearest_neighbour/table.txt").read_text().strip() in said
+def test_it_says_what_it_took(path: Path, output: str):
+    assert "nearest of 100 tokens from 10 training images; 9 test images" in output
+    assert all(word in output for word in ("features ", "sampling ", "scoring ", "peak memory "))
+    assert (path.parent / "result_nearest_neighbour/table.txt").read_text().strip() in output
 
 
-def test_it_writes_a_result_folder_that_summarize_and_report_read(path: Path, said: str):
+def test_it_writes_a_result_folder_that_summarize_and_report_read(path: Path, output: str):
     folder = path.parent / "result_nearest_neighbour"
     written = {file.name for file in folder.iterdir()}
     assert written >= {"metrics.json", "table.txt", "scores.csv", "intervals.json", "run.json", "report.html"}
@@ -176,7 +176,7 @@ def test_it_writes_a_result_folder_that_summarize_and_report_read(path: Path, sa
     assert "nearest neighbour to 100 normal tokens" in write_report(folder).read_text()
 
 
-def test_it_leaves_a_trained_models_result_and_the_configurations_pictures_alone(path: Path, said: str):
+def test_it_leaves_a_trained_models_result_and_the_configurations_pictures_alone(path: Path, output: str):
     assert not any((path.parent / name).exists() for name in ("result", "checkpoints", "pictures"))
 
 
@@ -199,8 +199,8 @@ def test_the_same_seed_gives_the_same_result_with_and_without_the_feature_cache(
 def test_it_reads_the_features_that_a_training_has_kept(tmp_path: Path):
     path = tiny.make(tmp_path)
     tiny.train(path, "dataset.feature_cache.mode=auto", "dataset.feature_cache.dir=kept")
-    said = run(path, "--tokens", "100", "dataset.feature_cache.mode=auto", "dataset.feature_cache.dir=kept")
-    assert [line.split(", ")[-1].split(" /")[0] for line in said.splitlines() if "feature cache: " in line] == ["read from"] * 2
+    output = run(path, "--tokens", "100", "dataset.feature_cache.mode=auto", "dataset.feature_cache.dir=kept")
+    assert [line.split(", ")[-1].split(" /")[0] for line in output.splitlines() if "feature cache: " in line] == ["read from"] * 2
 
 
 def test_training_images_are_not_augmented(path: Path):

@@ -24,13 +24,13 @@ KILLS = 10
 
 def last_step(run: Forked) -> int:
     """Of all steps, the number of the last that the run told of."""
-    epoch, step = map(int, re.findall(rf"epoch (\d+)/\d+  step (\d+)/{STEPS}  loss", run.said())[-1])
+    epoch, step = map(int, re.findall(rf"epoch (\d+)/\d+  step (\d+)/{STEPS}  loss", run.log_text())[-1])
     return (epoch - 1) * STEPS + step
 
 
 def first_step(run: Forked) -> int:
     """The number of steps behind which the run went on."""
-    found = re.search(r"resumed from .* after epoch (\d+) of \d+(?: and (\d+) images of the next)?", run.said())
+    found = re.search(r"resumed from .* after epoch (\d+) of \d+(?: and (\d+) images of the next)?", run.log_text())
     return int(found[1]) * STEPS + int(found[2] or 0) if found else 0
 
 
@@ -64,8 +64,8 @@ def test_of_two_ranks_the_one_that_is_left_ends_with_an_error_and_the_run_can_go
         ranks[killed].process.kill()
         assert ranks[killed].code() == -signal.SIGKILL
         assert ranks[1 - killed].code() == 1
-        line = ranks[1 - killed].said().splitlines()[-1]
+        line = ranks[1 - killed].log_text().splitlines()[-1]
     assert line == f"{'error' if killed else 'error on rank 1'}: rank {killed} is gone, so this process ends too"
     with fork(path, *RUN, processes=2) as ranks:
         assert [rank.code() for rank in ranks] == [0, 0]
-        assert re.search(r"resumed from .* after epoch 1 of 4 and \d+ images of the next", ranks[0].said())
+        assert re.search(r"resumed from .* after epoch 1 of 4 and \d+ images of the next", ranks[0].log_text())

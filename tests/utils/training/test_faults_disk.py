@@ -62,18 +62,18 @@ def test_a_disk_that_fills_up_ends_the_run_with_one_line_and_it_goes_on_when_the
         run.wait_for("saved ckpt.pth.tar")
         filler = fill(tmp_path / "disk")
         assert run.code() == 2
-        lines = run.said().splitlines()
+        lines = run.log_text().splitlines()
     last = path.parent / "checkpoints" / LAST
     assert lines[-1] == f"error: {last}: cannot be written (No space left on device)"
     assert sum(f"{path.parent}/log/train.log: cannot be written" in line for line in lines) == 1
     assert sum("TensorBoard's curves end here, they cannot be written (No space left on device)" in line for line in lines) == 1
-    assert "Traceback" not in run.said()
+    assert "Traceback" not in run.log_text()
     assert load_checkpoint(last)["epoch"] == 6
     assert load_checkpoint(last.with_name(PREVIOUS))["epoch"] == 5  # before the validation of epoch 6
     filler.unlink()
     with fork(path, *LONG, folder=tmp_path) as (run,):
         assert run.code() == 0
-        assert f"resumed from {last} after epoch 6 of {EPOCHS}" in run.said()
+        assert f"resumed from {last} after epoch 6 of {EPOCHS}" in run.log_text()
     assert_same(result(path), result(whole))
 
 
@@ -85,7 +85,7 @@ def test_a_read_only_experiment_folder_is_one_line_before_anything_is_trained(tm
     for options in ((), ("-e",)):
         with fork(path, *options, folder=tmp_path) as (run,):
             assert run.code() == 2
-            (line,) = run.said().splitlines()
+            (line,) = run.log_text().splitlines()
         assert line.endswith(f"{path.parent}/log: the log cannot be written there (Read-only file system); set saver.log_dir")
     caplog.set_level("INFO", "uniad")
     caplog.clear()  # a tool that ran in this process before may have left the level there
@@ -112,8 +112,8 @@ def test_paths_and_class_names_may_hold_spaces_quotes_and_letters_beyond_ascii(t
     pictures = ("evaluator.vis_compound={save_dir: 'Bilder 検'}", "net.reconstruction.kwargs.save_recon={save_dir: 'Merk male'}")
     tiny.train(path)
     with fork(path, "saver.auto_resume=True", "trainer.max_epoch=2") as (run,):
-        assert run.code() == 0, run.said()
-        assert f"resumed from {path.parent}/checkpoints/{LAST} after epoch 1 of 2" in run.said()
+        assert run.code() == 0, run.log_text()
+        assert f"resumed from {path.parent}/checkpoints/{LAST} after epoch 1 of 2" in run.log_text()
     tiny.evaluate(path, *pictures)
     with open(path.parent / "result/scores.csv", encoding="utf-8", newline="") as file:
         assert (f"{clsname}/{image}", clsname) in [(row["filename"], row["clsname"]) for row in csv.DictReader(file)]

@@ -37,7 +37,7 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def said(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+def caplogged(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
     """Its `messages` are the lines of the log."""
     caplog.set_level("INFO", "uniad")
     return caplog
@@ -75,7 +75,7 @@ def test_an_image_that_goes_bad_in_mid_epoch_stops_the_run_with_its_name_and_men
         run.wait_for("epoch 2/4  step 2/10")
         DAMAGES[kind](file)
         assert run.code() == 2
-        line = run.said().splitlines()[-1]
+        line = run.log_text().splitlines()[-1]
     assert line.startswith("error: ")
     assert TRAIN[3] in line
     assert "train.json" in line
@@ -90,8 +90,8 @@ def test_images_that_go_bad_in_mid_epoch_are_skipped_counted_and_named_and_the_r
     with fork(path, *RUN, SKIP, NO_CACHE, "dataset.workers=1") as (run,):
         run.wait_for("epoch 1/4  step 2/10")
         damage(path, vanishes=f"{TRAIN[3]} tile/test/hole/000.png", is_corrupt=TRAIN[4])
-        assert run.code() == 0, run.said()
-        lines = run.said().splitlines()
+        assert run.code() == 0, run.log_text()
+        lines = run.log_text().splitlines()
     assert [warnings(lines, name) for name in (TRAIN[3], TRAIN[4], "tile/test/hole/000.png")] == [1, 1, 1]
     assert f"epoch 4/4: 2 images were skipped: {TRAIN[3]}, {TRAIN[4]}" in lines
     assert lines.count("evaluation: 1 image was skipped: tile/test/hole/000.png") == 2  # of the epochs 2 and 4
@@ -118,26 +118,26 @@ def order_of_reading(path: Path, workers: int, processes: int) -> tuple[list[str
     return [name for names in zip(*shares, strict=True) for name in names], skipped
 
 
-def test_in_training_the_next_one_that_can_be_read_is_taken_whatever_the_workers_and_processes(path: Path, said) -> None:
+def test_in_training_the_next_one_that_can_be_read_is_taken_whatever_the_workers_and_processes(path: Path, caplogged) -> None:
     expected, _ = order_of_reading(path, workers=0, processes=1)
     assert sorted(expected) == TRAIN
     damage(path, is_corrupt=TRAIN[3], vanishes=f"{TRAIN[4]} {TRAIN[9]}")
     instead = {TRAIN[3]: TRAIN[5], TRAIN[4]: TRAIN[5], TRAIN[9]: TRAIN[0]}
     expected = [instead.get(name, name) for name in expected]
     for workers, processes in ((0, 1), (2, 1), (0, 2)):
-        said.clear()
+        caplogged.clear()
         assert order_of_reading(path, workers, processes) == (expected, {TRAIN[3], TRAIN[4], TRAIN[9]})
         if processes == 1:
-            assert [warnings(said.messages, name) for name in (TRAIN[3], TRAIN[4], TRAIN[9])] == [1, 1, 1]
+            assert [warnings(caplogged.messages, name) for name in (TRAIN[3], TRAIN[4], TRAIN[9])] == [1, 1, 1]
 
 
-def test_a_bad_or_missing_mask_is_treated_as_a_bad_image(path: Path, said) -> None:
+def test_a_bad_or_missing_mask_is_treated_as_a_bad_image(path: Path, caplogged) -> None:
     tiny.train(path)
     damage(path, vanishes="cup/ground_truth/hole/000_mask.png", is_corrupt="cup/ground_truth/hole/001_mask.png")
     with pytest.raises(UserError, match=r"no file cup/ground_truth/hole/000_mask\.png"):
         tiny.evaluate(path)
     tiny.evaluate(path, SKIP)
-    assert "evaluation: 2 images were skipped: cup/test/hole/000.png, cup/test/hole/001.png" in said.messages
+    assert "evaluation: 2 images were skipped: cup/test/hole/000.png, cup/test/hole/001.png" in caplogged.messages
     assert len(read_scores(path)) == 7
 
 
@@ -152,7 +152,7 @@ def test_an_evaluation_without_them_says_what_it_says_of_a_list_without_them(pat
     tiny.evaluate(path, *one, SKIP, "evaluator.save_dir=skipped")
     with fork(path, "-e", *one, SKIP, "evaluator.save_dir=by_two", processes=2) as ranks:
         assert [rank.code() for rank in ranks] == [0, 0]
-        lines = ranks[0].said().splitlines()
+        lines = ranks[0].log_text().splitlines()
     assert f"evaluation: 2 images were skipped: {', '.join(bad)}" in lines
     assert any(line.startswith("vis_compound: pictures of 7 images") for line in lines)
     for folder in ("skipped", "by_two"):
@@ -177,10 +177,10 @@ def test_where_no_image_can_be_read_there_is_an_error(path: Path) -> None:
         tiny.train(path, SKIP, overwrite=True)
 
 
-def test_a_class_of_which_no_image_can_be_read_has_no_row(path: Path, said) -> None:
+def test_a_class_of_which_no_image_can_be_read_has_no_row(path: Path, caplogged) -> None:
     damage(path, is_corrupt=" ".join(f"tile/test/{name}.png" for name in ("good/000", "good/001", "hole/000", "hole/001")))
     tiny.train(path, SKIP, "evaluator.key_metric=tile_pixel_auc")
-    assert "evaluator.key_metric tile_pixel_auc has no number, so no checkpoint is the best" in said.messages
+    assert "evaluator.key_metric tile_pixel_auc has no number, so no checkpoint is the best" in caplogged.messages
     metrics = json.loads((path.parent / "result/metrics.json").read_text())
     assert {key.split("_")[0] for key in metrics} == {"cup", "mean"}
 
@@ -188,18 +188,18 @@ def test_a_class_of_which_no_image_can_be_read_has_no_row(path: Path, said) -> N
 # --- the feature cache ---
 
 
-def test_a_run_with_a_feature_cache_skips_the_same_images_with_the_same_result(path: Path, said) -> None:
+def test_a_run_with_a_feature_cache_skips_the_same_images_with_the_same_result(path: Path, caplogged) -> None:
     damage(path, is_corrupt=f"{TRAIN[3]} cup/test/good/000.png", vanishes=TRAIN[4])
     contents = []
     for options in ((NO_CACHE,), (), ()):  # the second builds the cache, the third finds it
-        said.clear()
+        caplogged.clear()
         tiny.train(path, SKIP, "dataset.batch_size=1", "trainer.max_epoch=2", *options, overwrite=True)
         contents.append(result(path))
-        assert [warnings(said.messages, name) for name in (TRAIN[3], TRAIN[4], "cup/test/good/000.png")] == [1, 1, 1]
-        assert f"epoch 2/2: 2 images were skipped: {TRAIN[3]}, {TRAIN[4]}" in said.messages
-        assert said.messages.count("evaluation: 1 image was skipped: cup/test/good/000.png") == 2
+        assert [warnings(caplogged.messages, name) for name in (TRAIN[3], TRAIN[4], "cup/test/good/000.png")] == [1, 1, 1]
+        assert f"epoch 2/2: 2 images were skipped: {TRAIN[3]}, {TRAIN[4]}" in caplogged.messages
+        assert caplogged.messages.count("evaluation: 1 image was skipped: cup/test/good/000.png") == 2
         assert len(read_scores(path)) == 8
-    assert sum("read from" in line for line in said.messages) == 2
+    assert sum("read from" in line for line in caplogged.messages) == 2
     assert_same(contents[2], contents[1])
     without, with_cache = ([epoch["loss"] for epoch in content["history"]] for content in contents[:2])
     assert with_cache == pytest.approx(without, rel=1e-4)
@@ -230,7 +230,7 @@ def test_an_image_that_is_mended_is_in_the_cache_of_the_next_run(path: Path) -> 
     assert torch.equal(run.features(data), run.features(run.images("train")))
 
 
-def test_images_that_change_while_the_cache_is_built_make_it_build_once_more(path: Path, said) -> None:
+def test_images_that_change_while_the_cache_is_built_make_it_build_once_more(path: Path, caplogged) -> None:
     run = Run(path, SKIP)
 
     def change(*_) -> None:
@@ -244,7 +244,7 @@ def test_images_that_change_while_the_cache_is_built_make_it_build_once_more(pat
     data = run.open()
     assert run.computed == 9 + 9
     assert isinstance(data, FeatureDataset)
-    assert "feature cache: images were changed while their features were computed, it is built once more" in said.messages
+    assert "feature cache: images were changed while their features were computed, it is built once more" in caplogged.messages
     assert len(run.folders()) == 1
     always = True
     touch(path.parent / "data" / TRAIN[0])
@@ -255,14 +255,14 @@ def test_images_that_change_while_the_cache_is_built_make_it_build_once_more(pat
 # --- pictures ---
 
 
-def test_a_vis_decoder_draws_the_others(tmp_path: Path, said) -> None:
+def test_a_vis_decoder_draws_the_others(tmp_path: Path, caplogged) -> None:
     path = vis.make(tmp_path)
     damage(path, is_corrupt="cup/train/good/001.png cup/test/good/000.png", vanishes="cup/test/hole/000.png")
     vis.train(path, "cup", SKIP, "trainer.max_epoch=1")
     assert (path.parent / "cup/vis/epoch_0001.jpg").is_file()
-    said.clear()
+    caplogged.clear()
     draw_check_images(vis.load(path, "cup", SKIP, "visualization.vis_dir=drawn"), Process())
     drawn = path.parent / "cup/drawn"
     assert vis.files(drawn) == {"good/001.jpg", "hole/001.jpg", "hole/002.jpg"}
-    assert [warnings(said.messages, name) for name in ("cup/test/good/000.png", "cup/test/hole/000.png")] == [1, 1]
-    assert said.messages[-1] == f"pictures of 3 images in {drawn}"
+    assert [warnings(caplogged.messages, name) for name in ("cup/test/good/000.png", "cup/test/hole/000.png")] == [1, 1]
+    assert caplogged.messages[-1] == f"pictures of 3 images in {drawn}"

@@ -45,7 +45,7 @@ def whole(tmp_path_factory) -> dict[str, Any]:
 # --- real processes ---
 
 
-def test_a_killed_run_goes_on_from_the_last_step_saved_and_ends_the_same(path: Path, whole: dict, said) -> None:
+def test_a_killed_run_goes_on_from_the_last_step_saved_and_ends_the_same(path: Path, whole: dict, log_text) -> None:
     with start(path, *RUN, "saver.save_freq_step=4") as run:
         run.wait_for("epoch 3/4  step 5/10")  # saved at steps 4, 8, ... of all: the last time after step 4 of this epoch
         run.ranks[0].kill()
@@ -55,9 +55,9 @@ def test_a_killed_run_goes_on_from_the_last_step_saved_and_ends_the_same(path: P
     assert (epoch * STEPS + images) % 4 == 0
     assert images
     tiny.train(path, *RUN)
-    assert f"after epoch {epoch} of 4 and {images} images of the next" in said()
-    assert f"epoch {epoch + 1}/4  step {images}/10" not in said()
-    assert f"epoch {epoch + 1}/4  step {images + 1}/10" in said()
+    assert f"after epoch {epoch} of 4 and {images} images of the next" in log_text()
+    assert f"epoch {epoch + 1}/4  step {images}/10" not in log_text()
+    assert f"epoch {epoch + 1}/4  step {images + 1}/10" in log_text()
     assert_same(result(path), whole)
     steps = [step for step, _ in curve(path, "loss_train")]
     assert steps == list(range(1, EPOCHS * STEPS + 1))
@@ -241,7 +241,7 @@ def test_training_in_a_thread_goes_without_handlers(path: Path) -> None:
     assert result(path)["epoch"] == 1
 
 
-def test_a_run_killed_while_validating_validates_when_it_goes_on(path: Path, whole: dict, said) -> None:
+def test_a_run_killed_while_validating_validates_when_it_goes_on(path: Path, whole: dict, log_text) -> None:
     image = path.parent / "data/cup/test/hole/000.png"
     good = image.read_bytes()
     image.write_bytes(b"no image")
@@ -251,20 +251,20 @@ def test_a_run_killed_while_validating_validates_when_it_goes_on(path: Path, who
     assert (content["epoch"], content["running_epoch"]["images"]) == (1, 10)
     image.write_bytes(good)
     tiny.train(path, *RUN)
-    assert "and 10 images of the next" in said()
-    assert said().count("epoch 2/4  step") == STEPS  # those before the failure
+    assert "and 10 images of the next" in log_text()
+    assert log_text().count("epoch 2/4  step") == STEPS  # those before the failure
     assert_same(result(path), whole)
     assert [step for step, _ in curve(path, "loss_train")] == list(range(1, EPOCHS * STEPS + 1))
     assert [step for step, _ in curve(path, "test/mean_max_auc")] == [2 * STEPS, 4 * STEPS]
 
 
-def test_with_other_batches_an_epoch_goes_on_at_the_whole_step_before(path: Path, said) -> None:
+def test_with_other_batches_an_epoch_goes_on_at_the_whole_step_before(path: Path, log_text) -> None:
     with pytest.raises(Interrupted):
         train_with(path, at=13)
     before = result(path)["running_epoch"]
     tiny.train(path, *RUN, "dataset.batch_size=2", "trainer.max_epoch=2")
-    assert "the batch size differs: after 3 images, go on at step 2 of 5" in said()
-    assert re.findall(r"epoch 2/2  step (\d)/5  loss", said()) == ["2", "3", "4", "5"]
+    assert "the batch size differs: after 3 images, go on at step 2 of 5" in log_text()
+    assert re.findall(r"epoch 2/2  step (\d)/5  loss", log_text()) == ["2", "3", "4", "5"]
     losses = [loss for step, loss in curve(path, "loss_train") if step > 6]
     expected = (before["loss_sums"][0] / 3 + sum(losses)) / 5
     assert result(path)["history"][1]["loss"] == pytest.approx(expected, rel=1e-5)
@@ -287,20 +287,20 @@ def flip(file: Path) -> None:
     file.write_bytes(content)
 
 
-def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_taken(stopped: Path, whole: dict, said) -> None:
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_taken(stopped: Path, whole: dict, log_text) -> None:
     last = stopped.parent / "checkpoints" / LAST
     flip(last)
     tiny.train(stopped, *RUN)
-    assert f"{last}: damaged or not a checkpoint: going on from {PREVIOUS}" in said()
+    assert f"{last}: damaged or not a checkpoint: going on from {PREVIOUS}" in log_text()
     assert_same(result(stopped), whole)
     assert result(stopped, PREVIOUS)["running_epoch"]["images"] == 10  # the damaged one never took its place
 
 
-def test_a_run_killed_between_two_renames_goes_on(stopped: Path, whole: dict, said) -> None:
+def test_a_run_killed_between_two_renames_goes_on(stopped: Path, whole: dict, log_text) -> None:
     last = stopped.parent / "checkpoints" / LAST
     last.unlink()
     tiny.train(stopped, *RUN)
-    assert f"{last}: it is not there: going on from {PREVIOUS}" in said()
+    assert f"{last}: it is not there: going on from {PREVIOUS}" in log_text()
     assert_same(result(stopped), whole)
 
 

@@ -59,10 +59,10 @@ def test_each_step_has_the_rate_of_torch_s_own(path: Path, epochs: int, steps: i
     assert rates == rates_of_torch(epochs * steps)
 
 
-def test_a_run_says_and_draws_the_rate_of_each_step(path: Path, said) -> None:
+def test_a_run_says_and_draws_the_rate_of_each_step(path: Path, log_text) -> None:
     tiny.train(path, *RUN, ONE_CYCLE, "trainer.max_epoch=2")
     rates = [rate for rate, _ in rates_of_torch(2 * STEPS)]
-    assert re.findall(r" lr (\S+)", said()) == [f"{rate:.2e}" for rate in rates]
+    assert re.findall(r" lr (\S+)", log_text()) == [f"{rate:.2e}" for rate in rates]
     steps, drawn = zip(*curve(path, "lr"), strict=True)
     assert steps == tuple(range(1, 2 * STEPS + 1))
     assert drawn == pytest.approx(rates, rel=1e-6)
@@ -89,12 +89,12 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(path: Path, tmp_path: Pat
     assert curve(path, "lr") == curve(whole, "lr")
 
 
-def test_a_finished_run_has_nothing_left_to_train(path: Path, said) -> None:
+def test_a_finished_run_has_nothing_left_to_train(path: Path, log_text) -> None:
     tiny.train(path, *RESUMES)
     finished = result(path)
     tiny.train(path, *RESUMES)
     assert_same(result(path), finished)
-    assert "nothing left to train: use it as it is, or start anew" in said()  # not: train longer, which would be refused
+    assert "nothing left to train: use it as it is, or start anew" in log_text()  # not: train longer, which would be refused
 
 
 @pytest.mark.parametrize("override", ["trainer.max_epoch=3", "dataset.batch_size=2"])

@@ -54,11 +54,11 @@ def test_the_same_run_twice_is_equal_to_the_last_bit(path: Path) -> None:
     assert not torch.equal(other_seed["state_dict"][key], first["state_dict"][key])
 
 
-def test_a_resumed_run_ends_as_an_uninterrupted_one(path: Path, said) -> None:
+def test_a_resumed_run_ends_as_an_uninterrupted_one(path: Path, log_text) -> None:
     whole = train(path, "whole", "trainer.max_epoch=4")
     train(path, "parts", "trainer.max_epoch=2")
     resumed = train(path, "parts", "trainer.max_epoch=4", "saver.auto_resume=True")
-    assert "after epoch 2 of 4" in said()
+    assert "after epoch 2 of 4" in log_text()
     assert_same(resumed, whole)
 
 
@@ -71,24 +71,24 @@ def test_the_best_metric_survives_a_resume(path: Path) -> None:
     assert load_checkpoint(best)["epoch"] == 1
 
 
-def test_the_best_by_one_metric_is_not_held_against_another(path: Path, said) -> None:
+def test_the_best_by_one_metric_is_not_held_against_another(path: Path, log_text) -> None:
     tiny.train(path)
     last = path.parent / "checkpoints" / LAST
     save_checkpoint(last, {**load_checkpoint(last), "best_metric": 2.0})
     tiny.train(path, "saver.auto_resume=True", "trainer.max_epoch=2", "evaluator.key_metric=mean_std_auc")
     resumed = load_checkpoint(last)
     assert resumed["best_metric"] == resumed["history"][-1]["mean_std_auc"]
-    assert "its best checkpoint is by mean_pixel_auc; from here on the best is by mean_std_auc" in said()
+    assert "its best checkpoint is by mean_pixel_auc; from here on the best is by mean_std_auc" in log_text()
 
 
-def test_the_last_checkpoint_comes_before_resume_model(path: Path, said) -> None:
+def test_the_last_checkpoint_comes_before_resume_model(path: Path, log_text) -> None:
     train(path, "run", "trainer.max_epoch=2", "saver.always_save=True")
     older = f"saver.resume_model={path.parent}/run/ckpt_1.pth.tar"
     train(path, "run", "trainer.max_epoch=3", "saver.auto_resume=True", older)
-    assert "ckpt.pth.tar after epoch 2 of 3" in said()
+    assert "ckpt.pth.tar after epoch 2 of 3" in log_text()
     train(path, "elsewhere", "trainer.max_epoch=2", "saver.auto_resume=True", older)
     train(path, "run", "trainer.max_epoch=2", older)
-    assert said().count("ckpt_1.pth.tar after epoch 1 of 2") == 2
+    assert log_text().count("ckpt_1.pth.tar after epoch 1 of 2") == 2
 
 
 def test_init_from_takes_the_weights_and_nothing_else(path: Path) -> None:
@@ -115,12 +115,12 @@ def test_a_run_of_another_optimiser_is_not_resumed(path: Path) -> None:
         train(path, "run", "trainer.max_epoch=2", "saver.auto_resume=True", sgd)
 
 
-def test_a_resume_says_that_a_changed_learning_rate_is_not_taken(path: Path, said) -> None:
+def test_a_resume_says_that_a_changed_learning_rate_is_not_taken(path: Path, log_text) -> None:
     train(path, "run")
     train(path, "run", "trainer.max_epoch=2", "saver.auto_resume=True")
-    assert "its own trainer" not in said()
+    assert "its own trainer" not in log_text()
     resumed = train(path, "run", "trainer.max_epoch=3", "saver.auto_resume=True", "trainer.optimizer.kwargs.lr=0.5")
-    assert "its own trainer.optimizer" in said()
+    assert "its own trainer.optimizer" in log_text()
     assert resumed["optimizer"]["param_groups"][0]["lr"] < 0.5
 
 
@@ -176,10 +176,10 @@ def test_overwrite_keeps_the_old_run_until_the_new_one_can_start(path: Path) -> 
     assert_same(still["state_dict"], source["state_dict"])
 
 
-def test_a_finished_run_has_nothing_left_to_train(path: Path, said) -> None:
+def test_a_finished_run_has_nothing_left_to_train(path: Path, log_text) -> None:
     finished = train(path, "run")
     assert_same(train(path, "run", "saver.auto_resume=True"), finished)
-    assert "nothing left to train: use it as it is, train longer with trainer.max_epoch, or" in said()
+    assert "nothing left to train: use it as it is, train longer with trainer.max_epoch, or" in log_text()
 
 
 # --- an epoch ---
@@ -318,9 +318,9 @@ def test_the_schedule_is_the_published_one(path: Path, step_size: int) -> None:
     assert rates[: len(late)] == pytest.approx([0.001 * factor for factor in late[:8]], rel=1e-9)
 
 
-def test_a_run_follows_the_schedule(path: Path, said) -> None:
+def test_a_run_follows_the_schedule(path: Path, log_text) -> None:
     train(path, "run", "trainer.max_epoch=6", "trainer.val_freq_epoch=6")
-    rates = re.findall(r"step 3/3 .* lr (\S+)", said())
+    rates = re.findall(r"step 3/3 .* lr (\S+)", log_text())
     assert rates == ["1.00e-03"] * 3 + ["1.00e-04"] * 2 + ["1.00e-05"]
 
 
