@@ -298,7 +298,7 @@ def test_features_are_not_kept_and_one_line_a_split_says_why(path: Path, log_tex
 
 def test_standardised_features_alone_are_not_kept_either(tmp_path: Path, log_text) -> None:
     tiny.train(tiny.make(tmp_path), "net.neck.kwargs.standardise=True", "dataset.feature_cache.mode=auto")
-    reason = "what features are standardised by is found in training"
+    reason = "the statistics for standardising features are gathered in training"
     assert log_text().count(f"images: {reason}") == log_text().count("feature cache") == 2
 
 

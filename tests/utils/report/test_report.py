@@ -12,14 +12,13 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-import utils.report
 from tests.helpers.result_folders import EVIL, METRICS, Noise, Page, make_evaluation, read_gallery, write_folder
 from utils.errors import UserError
 from utils.evaluation.evaluate import Evaluation, compute_metrics, pack_masks, write_results
 from utils.evaluation.metrics import image_scores
 from utils.report.drawing import heat_map, normalise
 from utils.report.gallery import headline_score, save_gallery
-from utils.report.page import write_report
+from utils.report.page import HISTOGRAMS, write_report
 
 ROOT = Path(__file__).resolve().parents[3]
 TWENTY_MB = 20_000_000
@@ -208,7 +207,7 @@ def test_ten_thousand_images_of_many_classes_fit(tmp_path: Path):
     words = page.words()
     assert "10,000 5,000 good, 5,000 defective" in words
     assert "200 further classes are left out here" in words
-    assert f"Shown are the {utils.report.HISTOGRAMS} of 1000 classes with the lowest AUROC" in words
+    assert f"Shown are the {HISTOGRAMS} of 1000 classes with the lowest AUROC" in words
     assert "The 952 classes with the highest values are not drawn" in words
 
 

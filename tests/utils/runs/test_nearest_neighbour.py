@@ -156,7 +156,7 @@ def path(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def log_text(path: Path) -> str:
+def output(path: Path) -> str:
     return run(path, "--tokens", "100")
 
 
