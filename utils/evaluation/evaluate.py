@@ -1,10 +1,8 @@
-"""Evaluation: run a network over a test set in order, gather what it says, and report it as tables and files."""
+"""Evaluation: run a network over a test set, gather its outputs, and compute and write metrics and scores."""
 
 import csv
 import io
-import json
 import math
-import shutil
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -21,42 +19,30 @@ from datasets.loading import ImageLoader
 from models.necks import MFCN
 from models.reconstructions.uniad import enlarge
 from utils.errors import UserError
-from utils.evaluation.metrics import (
-    METRIC_KINDS,
-    PIXEL,
-    ScoreKey,
-    collect,
-    evaluate_class,
-    image_keys,
-    image_score,
-    wanted_metrics,
-)
+from utils.evaluation.metrics import PIXEL, ScoreKey, evaluate_class, image_keys, image_score, wanted_metrics
 from utils.evaluation.naming import feature_names
+from utils.evaluation.results import Results, write_table
 from utils.files import write_atomically, write_text
 from utils.process.distributed import SINGLE_PROCESS, Process, gather_everywhere, to_device
 from utils.process.precision import autocast
 from utils.process.skipped import report_skipped
 
-GALLERY = "report_gallery"  # of the result folder: the pictures in its report
-INTERVALS = "intervals.json"  # of the result folder: see utils.evaluation.intervals
-
 
 @dataclass
 class Evaluation:
-    """What a network said of a test set, in the data set's order.
+    """A network's outputs for a test set, in the data set's order.
 
-    Of an anomaly map its small grid of distances is kept, which says everything, and of a mask its bits; `map` and `mask` give
-    them at full size, one at a time.
+    An anomaly map is kept as its small grid of distances, a mask as bits: `map` and `mask` return one at full size.
     """
 
     size: tuple[int, int]  # H, W of maps and masks
     indices: np.ndarray  # N, position in the data set
     grids: np.ndarray  # N x h x w float32, distances
-    packed_masks: np.ndarray  # N of bytes, see pack_masks
+    packed_masks: np.ndarray  # N bytes objects, see pack_masks
     labels: np.ndarray  # N of {0, 1}
     losses: np.ndarray  # N, the loss of the image's batch
-    clsnames: np.ndarray  # N texts
-    filenames: np.ndarray  # N texts
+    clsnames: np.ndarray  # N strings
+    filenames: np.ndarray  # N strings
 
     def __post_init__(self) -> None:
         self.known_scores: dict[ScoreKey, np.ndarray] = {}
@@ -66,14 +52,14 @@ class Evaluation:
 
     @classmethod
     def join(cls, parts: Sequence["Evaluation"]) -> "Evaluation":
-        """All parts as one, in the data set's order."""
+        """Join the parts, in the data set's order."""
         columns = [field.name for field in fields(cls) if field.name != "size"]
         joined = {name: np.concatenate([getattr(part, name) for part in parts]) for name in columns}
         order = np.argsort(joined["indices"])
         return cls(parts[0].size, **{name: values[order] for name, values in joined.items()})
 
     def map(self, position: int) -> np.ndarray:
-        """The anomaly map, HxW float32, that the network gave as `pred`."""
+        """The anomaly map, HxW float32: the network's output `pred`."""
         return enlarge(torch.from_numpy(self.grids[position])[None, None], self.size)[0, 0].numpy()
 
     def mask(self, position: int) -> np.ndarray:
@@ -91,7 +77,7 @@ class Evaluation:
         return float(min(lows)), float(max(highs))
 
     def scores(self, keys: Sequence[ScoreKey], process: Process = SINGLE_PROCESS) -> dict[ScoreKey, np.ndarray]:
-        """The image scores `keys`, N each, computed once; with several processes each must call this, and they share the work."""
+        """The image scores `keys`, N each, computed once. Every process must call it; they share the work."""
         if new := [key for key in keys if key not in self.known_scores]:
             maps = (self.map(position) for position in range(process.rank, len(self), process.world_size))
             share = np.array([[image_score(anomaly_map, *key) for key in new] for anomaly_map in maps], np.float64)
@@ -103,7 +89,7 @@ class Evaluation:
 
 
 def pack_masks(masks: np.ndarray) -> np.ndarray:
-    """NxHxW of {0, 1} as N bytes, eight pixels in each; none for an empty mask."""
+    """NxHxW of {0, 1} as N bytes objects, a bit a pixel; an empty mask is b""."""
     packed = np.packbits(masks.reshape(len(masks), -1) != 0, axis=1)  # N x HW/8
     return np.array([bits.tobytes() if bits.any() else b"" for bits in packed], dtype=object)
 
@@ -119,9 +105,9 @@ def evaluate(
 ) -> Evaluation:
     """Run the network in eval mode over every image of `loader`, whose sampler gives each process its own share.
 
-    Returns the whole set's outputs in every process, all of which must call it. With `recon_dir`, reconstructed features are
-    saved there as <class>/<kind>/<name>.npy, Cxhxw float32, not standardised. Images that the loader skips are in a line of the
-    log and nowhere else. Raises UserError naming the image for a map that is not finite, and where all images were skipped.
+    Every process must call it, and gets the outputs of the whole set. With `recon_dir`, reconstructed features are saved as
+    <recon_dir>/<class>/<kind>/<name>.npy, Cxhxw float32, not standardised. Images that the loader skips are left out and logged.
+    Raises UserError naming an image whose map is not finite, and if all images were skipped.
     """
     network.eval()
     parts = []
@@ -135,10 +121,10 @@ def evaluate(
             raise UserError(f"{batch['filename'][int(finite.int().argmin())]}: its anomaly map holds values that are not finite")
         if recon_dir is not None:
             neck = next(subnet for subnet in network.children() if isinstance(subnet, MFCN))
-            features = neck.in_backbone_units(outputs["feature_rec"])  # which vis decoders draw
+            features = neck.in_backbone_units(outputs["feature_rec"])  # the input of a vis decoder
             save_reconstructions(features, [Path(recon_dir) / names[index] for index in batch["index"]])
         parts.append(
-            Evaluation(  # of copies: a tensor that a worker made keeps a file open for as long as it lives
+            Evaluation(  # copies: a tensor made by a worker keeps a file open as long as it lives
                 size=tuple(outputs["pred"].shape[2:]),
                 indices=batch["index"].numpy().copy(),
                 grids=grids.numpy(),
@@ -156,66 +142,34 @@ def evaluate(
 
 
 def save_reconstructions(feature_rec: Tensor, paths: Sequence[Path]) -> None:
-    """feature_rec: BxCxhxw; one file an image, <path>.npy, Cxhxw float32."""
+    """feature_rec: BxCxhxw. Writes one file an image, <path>.npy, Cxhxw float32."""
     for features, path in zip(feature_rec.float().cpu().numpy(), paths, strict=True):
         write_atomically(f"{path}.npy", lambda file, features=features: np.save(file, features))
 
 
-def compute_metrics(evaluation: Evaluation, metrics: dict[str, Any], process: Process = SINGLE_PROCESS) -> dict[str, float]:
-    """What evaluate_maps says of the maps. With several processes each must call this, and they share the work."""
+def compute_metrics(evaluation: Evaluation, metrics: dict[str, Any], process: Process = SINGLE_PROCESS) -> Results:
+    """The metrics of evaluate_maps, as a table. Every process must call it; they share the work."""
     wanted = wanted_metrics(metrics)
     scores = evaluation.scores(image_keys(wanted), process)
     classes = [clsname for clsname, _ in Counter(evaluation.clsnames.tolist()).most_common()]
     values = {}
-    for clsname in classes[process.rank :: process.world_size]:  # each process has large ones and small ones
+    for clsname in classes[process.rank :: process.world_size]:  # each process gets large and small classes
         chosen = np.flatnonzero(evaluation.clsnames == clsname)
         values[clsname] = evaluate_class(
             chosen, lambda i: (evaluation.map(i), evaluation.mask(i)), evaluation.labels, scores, wanted
         )
-    return collect({c: v for share in gather_everywhere(values, process) for c, v in share.items()}, wanted)
+    shares = gather_everywhere(values, process)
+    return Results.of_classes(list(wanted), {clsname: row for share in shares for clsname, row in share.items()})
 
 
 def score_columns(metrics: dict[str, Any]) -> dict[str, ScoreKey]:
-    """The image scores that are configured, by name; of several windows the last."""
-    wanted = wanted_metrics({kind: metrics.get(kind) for kind in METRIC_KINDS})
-    return {key[0]: key for _, key in wanted if key != PIXEL}
+    """The configured image scores by name; if one has several windows, the last."""
+    return {key[0]: key for key in wanted_metrics(metrics).values() if key != PIXEL}
 
 
-def format_table(results: dict[str, float], metrics: dict[str, Any]) -> str:
-    """The results as a table: a row a class, sorted, then their mean; a column a metric, in the configuration's order."""
-    columns = [(score["name"], kind) for kind in METRIC_KINDS for score in metrics.get(kind) or ()]
-    only_auc = all(kind == "auc" for _, kind in columns)
-    header = ["clsname", *(name if only_auc else f"{name}_{kind}" for name, kind in columns)]
-    name, kind = columns[0]
-    classes = [key.removesuffix(f"_{name}_{kind}") for key in results if key.endswith(f"_{name}_{kind}")]
-    rows = [[clsname, *(f"{results[f'{clsname}_{n}_{k}']:.4f}" for n, k in columns)] for clsname in classes]
-    return align_table(header, rows)
-
-
-def align_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Cells in columns, the first to the left, the others to the right; the last row is set apart."""
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-
-    def line(cells: Sequence[str]) -> str:
-        return "  ".join(cell.ljust(widths[0]) if i == 0 else cell.rjust(widths[i]) for i, cell in enumerate(cells))
-
-    rule = "  ".join("-" * width for width in widths)
-    return "\n".join([line(header), rule, *map(line, rows[:-1]), rule, line(rows[-1])])
-
-
-def missing_metrics(results: dict[str, float]) -> list[str]:
-    """The keys without a number: their class has images of one label only, or no masks."""
-    return [key for key, value in results.items() if math.isnan(value)]
-
-
-def without_nan(numbers: dict[str, float]) -> dict[str, float | None]:
-    """The numbers as JSON has them: nan becomes null."""
-    return {key: None if math.isnan(value) else value for key, value in numbers.items()}
-
-
-def write_results(folder: str | Path, evaluation: Evaluation, results: dict[str, float], metrics: dict[str, Any]) -> None:
-    """Write metrics.json, table.txt and scores.csv, a line an image, into the result folder."""
-    write_table(folder, results, metrics)
+def write_results(folder: str | Path, evaluation: Evaluation, results: Results, metrics: dict[str, Any]) -> None:
+    """Write metrics.json, table.txt and scores.csv (a line an image) into the result folder."""
+    write_table(folder, results)
     columns = score_columns(metrics)
     scores = [[f"{value:.8g}" for value in values] for values in evaluation.scores(list(columns.values())).values()]
     text = io.StringIO()
@@ -223,13 +177,3 @@ def write_results(folder: str | Path, evaluation: Evaluation, results: dict[str,
     writer.writerow(["filename", "clsname", "label", *columns])
     writer.writerows(zip(evaluation.filenames, evaluation.clsnames, evaluation.labels, *scores, strict=True))
     write_text(Path(folder) / "scores.csv", text.getvalue())
-
-
-def write_table(folder: str | Path, results: dict[str, float], metrics: dict[str, Any]) -> None:
-    """Write metrics.json (nan as null) and table.txt into the result folder, and remove what else an earlier evaluation wrote."""
-    folder = Path(folder)
-    write_text(folder / "metrics.json", json.dumps(without_nan(results), indent=1) + "\n")
-    for name in ("report.html", "run.json", "scores.csv", INTERVALS):
-        (folder / name).unlink(missing_ok=True)
-    shutil.rmtree(folder / GALLERY, ignore_errors=True)
-    write_text(folder / "table.txt", format_table(results, metrics) + "\n")

@@ -1,111 +1,88 @@
-"""The report's plots as SVG for inside the page: its colours are the page's, so that they follow light and dark."""
+"""The report's plots as SVG for inside the page. They are drawn in currentColor, so they follow its light and dark style."""
 
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import matplotlib as mpl
 import numpy as np
-from markupsafe import escape
+from markupsafe import Markup, escape
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from utils.evaluation.metrics import Ranking, rank_images
 
+INK = "#010203"  # stands for currentColor; matplotlib leaves black out of an SVG
+GOOD, DEFECTIVE, LINE = "var(--good)", "var(--defective)", "var(--ink)"  # as an artist's gid: the style sheet's colour for it
+NAMED = [f"var(--curve-{number})" for number in range(8)]  # a class each
 SETTINGS = {
     "svg.fonttype": "none",
-    "svg.hashsalt": "report",  # the same plot is the same text
     "text.parse_math": False,
     "font.size": 10,
+    "axes.prop_cycle": mpl.cycler(color=[INK]),
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.linewidth": 0.8,
     "axes.axisbelow": True,
+    "axes.grid": True,
+    "grid.alpha": 0.15,
     "xtick.major.size": 3,
     "ytick.major.size": 3,
-}
-# Drawn in these colours, which stand for variables of the page's style sheet.
-INK, GRID, GOOD, DEFECTIVE, LINE = "#0a0001", "#0a0002", "#0a0003", "#0a0004", "#0a0005"
-NAMED = [f"#0b000{number}" for number in range(8)]  # a class each
-VARIABLES = {INK: "ink-2", GRID: "grid", GOOD: "good", DEFECTIVE: "defective", LINE: "ink"} | {
-    colour: f"curve-{number}" for number, colour in enumerate(NAMED)
-}
+} | dict.fromkeys(("axes.edgecolor", "axes.labelcolor", "grid.color", "xtick.color", "ytick.color"), INK)
 BINS = 24
 STEPS = [1, 2, 5, 10]  # between ticks, times a power of ten
+NUMBER = "{x:.6g}"  # each tick by itself: the default puts a common factor at the end of the axis, where there is no room
 POINTS = 201  # false-positive rates at which a curve is drawn
 
 
-def draw(name: str, size: tuple[int, int], margins: tuple[int, int], alt: str, plot: Callable[[Axes], None]) -> str:
-    """An SVG element. name: unique on the page; size, and margins at the left and at the foot: in CSS pixels; alt: text."""
-    (w, h), (left, foot) = size, margins
-    with mpl.rc_context(SETTINGS):
-        figure = Figure(figsize=(w / 72, h / 72))  # an SVG has 72 units an inch
-        axes = figure.add_axes((left / w, foot / h, (w - left - 12) / w, (h - foot - 8) / h))
-        for part in (*axes.spines.values(), axes.xaxis.label, axes.yaxis.label):
-            part.set_color(INK)
-        axes.tick_params(colors=INK)
-        axes.grid(color=GRID, linewidth=0.8)
-        plot(axes)
-        text = io.StringIO()
-        figure.savefig(text, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
-    return tidy(text.getvalue(), name, alt)
+def new_axes(w: int, h: int, left: int, foot: int) -> Axes:
+    """Sizes, and margins at the left and at the foot, in CSS pixels."""
+    figure = Figure(figsize=(w / 72, h / 72))  # an SVG has 72 units an inch
+    return figure.add_axes((left / w, foot / h, (w - left - 12) / w, (h - foot - 8) / h))
 
 
-def tidy(svg: str, name: str, alt: str) -> str:
-    """What matplotlib wrote as an element of a page: no prologue, ids of its own, the page's colours, an alternative text."""
-    body = svg[svg.index(">", svg.index("<svg")) + 1 :]
-    view_box = re.search(r'viewBox="[^"]*"', svg)[0]
-    body = re.sub(r"<!--.*?-->|<metadata>.*?</metadata>|<style.*?</style>|font-family: [^;]*; ", "", body, flags=re.DOTALL)
-    body = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", body).replace("xlink:href", "href")
-    for colour, variable in VARIABLES.items():
-        body = body.replace(colour, f"var(--{variable})")
-    body = re.sub(r"\n\s*", "\n", body)
-    return f'<svg class="plot" {view_box} role="img" aria-label="{escape(alt)}">{body}'
+def to_svg(axes: Axes, alt: str) -> Markup:
+    """The figure as an SVG element with an alternative text; `alt` is unique on the page."""
+    text = io.StringIO()
+    with mpl.rc_context({"svg.hashsalt": alt}):  # ids within the plot are unique, and the same plot is the same text
+        axes.figure.savefig(text, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+    body = text.getvalue().split("</defs>", 1)[1]  # without prologue, opening tag and style
+    body = body.replace(INK, "currentColor").replace('<g id="var', '<g style="color: var').replace("xlink:href", "href")
+    body = re.sub(r'(?<=<g) id="[^"]*"|font-family: [^;]*; ', "", body)
+    view_box = " ".join(f"{72 * side:g}" for side in axes.figure.get_size_inches())
+    return Markup(f'<svg class="plot" viewBox="0 0 {view_box}" role="img" aria-label="{escape(alt)}">{body}')
 
 
-def whole_label(value: float, _: int | None = None) -> str:
-    """A tick by itself: the default leaves a power of ten or an offset to the end of the axis, where there is no room."""
-    return f"{value:.6g}"
-
-
-def histogram(
-    name: str,
-    alt: str,
-    good: np.ndarray,
-    defective: np.ndarray,
-    bounds: tuple[float, float],
-    threshold: float | None = None,
-) -> str:
-    """How the scores of good and of defective images are spread, each as shares of its own number, in the same bins.
-
-    threshold: a score within the bounds, marked by a line.
-    """
-    low, high = bounds if bounds[1] > bounds[0] else (bounds[0] - 0.5, bounds[0] + 0.5)
+@mpl.rc_context(SETTINGS)
+def histogram(alt: str, scores: np.ndarray, labels: np.ndarray, threshold: float | None) -> Markup:
+    """The scores of good and of defective images in the same bins, as shares of each label's images; the threshold as a line."""
+    values = scores if threshold is None else np.append(scores, threshold)
+    low, high = values.min(), values.max()
+    if high <= low:
+        low, high = low - 0.5, high + 0.5
     edges = np.linspace(low, high, BINS + 1)
-
-    def plot(axes: Axes) -> None:
-        for scores, colour in ((good, GOOD), (defective, DEFECTIVE)):
-            if len(scores):
-                shares = np.histogram(scores, edges)[0] / len(scores)
-                axes.stairs(shares, edges, fill=True, color=colour, alpha=0.35, linewidth=0)
-                axes.stairs(shares, edges, color=colour, linewidth=1.4)
-        if threshold is not None:
-            axes.axvline(threshold, color=LINE, linewidth=1.2, linestyle=(0, (3, 2)))
-        axes.grid(visible=False, axis="x")
-        axes.set_xlim(low, high)
-        axes.set_ylim(bottom=0)
-        axes.xaxis.set_major_locator(MaxNLocator(5, steps=STEPS))
-        axes.xaxis.set_major_formatter(whole_label)
-        axes.yaxis.set_major_locator(MaxNLocator(3, steps=STEPS))
-        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-
-    return draw(name, (260, 130), (34, 22), alt, plot)
+    axes = new_axes(260, 130, left=34, foot=22)
+    for label, gid in enumerate((GOOD, DEFECTIVE)):
+        if (labels == label).any():
+            shares = np.histogram(scores[labels == label], edges)[0] / np.count_nonzero(labels == label)
+            axes.stairs(shares, edges, fill=True, color=INK, alpha=0.35, linewidth=0, gid=gid)
+            axes.stairs(shares, edges, color=INK, linewidth=1.4, gid=gid)
+    if threshold is not None:
+        axes.axvline(threshold, color=INK, gid=LINE, linewidth=1.2, linestyle=(0, (3, 2)))
+    axes.grid(visible=False, axis="x")
+    axes.set_xlim(low, high)
+    axes.set_ylim(bottom=0)
+    axes.xaxis.set_major_locator(MaxNLocator(5, steps=STEPS))
+    axes.xaxis.set_major_formatter(NUMBER)
+    axes.yaxis.set_major_locator(MaxNLocator(3, steps=STEPS))
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    return to_svg(axes, alt)
 
 
 def roc_points(ranking: Ranking) -> tuple[np.ndarray, np.ndarray]:
     """The curve's true-positive rate at POINTS false-positive rates from 0 to 1; where it steps up, the upper end."""
-    # A threshold adds two corners: flat as far as the false positives before it, then straight through its ties.
+    # Each threshold adds two corners: the curve is flat up to the false positives before, then straight through the ties.
     false_positives = np.stack([ranking.false_positives_before, ranking.false_positives], axis=1).ravel()  # 2K
     fpr = np.concatenate([[0.0], false_positives / ranking.negatives, [1.0]])
     tpr = np.concatenate([[0.0, 0.0], np.repeat(ranking.true_positives / ranking.positives, 2)])
@@ -113,43 +90,37 @@ def roc_points(ranking: Ranking) -> tuple[np.ndarray, np.ndarray]:
     return grid, np.interp(grid, fpr, tpr)
 
 
-def roc(
-    name: str,
-    alt: str,
-    curves: Sequence[tuple[np.ndarray, np.ndarray]],
-    most: int,
-    everything: tuple[np.ndarray, np.ndarray],
-) -> str:
-    """A curve a class, the first ones in the colours NAMED and others, up to `most` in all, faint; the mean of all; all images.
+@mpl.rc_context(SETTINGS)
+def roc(alt: str, rankings: Sequence[Ranking], most: int, everything: tuple[np.ndarray, np.ndarray]) -> Markup:
+    """A curve a class: the first ones in the colours NAMED, others faint, `most` in all; then their mean, and all images.
 
-    curves: (scores, labels) of each class, both labels in each; everything: those of all images.
+    everything: scores and labels of all images, ranked together.
     """
+    axes = new_axes(350, 330, left=48, foot=40)
+    axes.plot([0, 1], [0, 1], linewidth=1, alpha=0.15)
+    curves = [roc_points(ranking) for ranking in rankings]
+    for number, curve in reversed(list(enumerate(curves[:most]))):
+        if number < len(NAMED):
+            axes.plot(*curve, gid=NAMED[number], linewidth=1.3)
+        else:
+            axes.plot(*curve, linewidth=0.9, alpha=0.15)
+    if len(curves) > 1:
+        axes.plot(*roc_points(rank_images(*everything)), gid=LINE, linewidth=1.3, linestyle=(0, (4, 2)))
+        axes.plot(curves[0][0], np.mean([tpr for _, tpr in curves], axis=0), gid=LINE, linewidth=2.4)
+    axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), xlabel="good images called defective", ylabel="defective images found")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(PercentFormatter(1, decimals=0))
+    return to_svg(axes, alt)
 
-    def plot(axes: Axes) -> None:
-        axes.plot([0, 1], [0, 1], color=GRID, linewidth=1)
-        drawn = [roc_points(rank_images(scores, labels)) for scores, labels in curves]
-        for number, (fpr, tpr) in reversed(list(enumerate(drawn[:most]))):
-            is_named = number < len(NAMED)
-            axes.plot(fpr, tpr, color=NAMED[number] if is_named else GRID, linewidth=1.3 if is_named else 0.9)
-        if len(drawn) > 1:
-            axes.plot(*roc_points(rank_images(*everything)), color=LINE, linewidth=1.3, linestyle=(0, (4, 2)))
-            axes.plot(drawn[0][0], np.mean([tpr for _, tpr in drawn], axis=0), color=LINE, linewidth=2.4)
-        axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), xlabel="good images called defective", ylabel="defective images found")
-        for axis in (axes.xaxis, axes.yaxis):
-            axis.set_major_formatter(PercentFormatter(1, decimals=0))
 
-    return draw(name, (350, 330), (48, 40), alt, plot)
-
-
-def training_curve(name: str, alt: str, label: str, epochs: Sequence[float], values: Sequence[float]) -> str:
-    """A value against the epoch; where there are few, each is marked."""
-
-    def plot(axes: Axes) -> None:
-        axes.plot(epochs, values, color=GOOD, linewidth=1.6, marker="o" if len(epochs) < 20 else None, markersize=4)
-        axes.set(xlabel="epoch", ylabel=label)
-        axes.margins(x=0.03)
-        axes.xaxis.set_major_locator(MaxNLocator(6, steps=STEPS, integer=True))
-        axes.yaxis.set_major_locator(MaxNLocator(5, steps=STEPS))
-        axes.yaxis.set_major_formatter(whole_label)
-
-    return draw(name, (440, 250), (52, 40), alt, plot)
+@mpl.rc_context(SETTINGS)
+def training_curve(alt: str, label: str, epochs: Sequence[float], values: Sequence[float]) -> Markup:
+    """A value against the epoch; a few values are marked."""
+    axes = new_axes(440, 250, left=52, foot=40)
+    axes.plot(epochs, values, gid=GOOD, linewidth=1.6, marker="o" if len(epochs) < 20 else None, markersize=4)
+    axes.set(xlabel="epoch", ylabel=label)
+    axes.margins(x=0.03)
+    axes.xaxis.set_major_locator(MaxNLocator(6, steps=STEPS, integer=True))
+    axes.yaxis.set_major_locator(MaxNLocator(5, steps=STEPS))
+    axes.yaxis.set_major_formatter(NUMBER)
+    return to_svg(axes, alt)

@@ -1,7 +1,6 @@
-"""What a result folder says: its files read and checked, whichever are there."""
+"""The files of a result folder, read and checked. Nothing here imports torch."""
 
 import csv
-import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,22 +10,31 @@ import numpy as np
 
 from utils.errors import UserError
 from utils.evaluation.calibration import Calibration, calibration_of
-from utils.evaluation.evaluate import GALLERY, INTERVALS
-from utils.evaluation.metrics import METRIC_KINDS
-
-AGAIN = "evaluate again with -e"
+from utils.evaluation.results import (
+    AGAIN,
+    GALLERY,
+    INTERVALS,
+    Intervals,
+    Results,
+    number,
+    read_intervals,
+    read_json,
+    read_results,
+)
 
 
 @dataclass
 class Scores:
     """scores.csv: a test image a line."""
 
-    clsnames: np.ndarray  # N texts
+    clsnames: np.ndarray  # N strings
     labels: np.ndarray  # N of {0, 1}
     scores: dict[str, np.ndarray]  # by score name, N floats
 
-    def of(self, clsname: str, label: int, score: str) -> np.ndarray:
-        return self.scores[score][(self.clsnames == clsname) & (self.labels == label)]
+    def of(self, clsname: str, score: str) -> tuple[np.ndarray, np.ndarray]:
+        """The scores and the labels of a class's images."""
+        chosen = self.clsnames == clsname
+        return self.scores[score][chosen], self.labels[chosen]
 
 
 @dataclass
@@ -37,7 +45,7 @@ class Image:
     label: int
     score: float
     rank: int  # from 1 for the most anomalous of its class
-    pictures: dict[str, str]  # file names: "image", "map" and, where there is one, "mask"
+    pictures: dict[str, str]  # file names of "image", "map" and, if there is one, "mask"
 
 
 @dataclass
@@ -52,100 +60,50 @@ class Gallery:
     """report_gallery/gallery.json, as utils.report.gallery writes it."""
 
     score: str
-    low: float  # of the scale that all heat maps have
+    low: float  # of the scale that all heat maps share
     high: float
-    left_out: int  # pictures that had no room
     classes: dict[str, GalleryClass]
     images: list[Image]
 
 
 @dataclass
 class Result:
-    """A result folder. A file that is not there is None, or empty."""
+    """A result folder. A file that is missing is None or empty."""
 
     folder: Path
-    columns: list[tuple[str, str]] = field(default_factory=list)  # (score name, kind), as configured
-    table: dict[str, list[float]] = field(default_factory=dict)  # by class, a value a column; "mean" last; nan: no number
-    intervals: dict[str, tuple[float, float, float]] = field(default_factory=dict)  # value, low, high of each that has them
+    results: Results | None = None
+    intervals: Intervals = field(default_factory=dict)
     scores: Scores | None = None
     run: dict[str, Any] = field(default_factory=dict)
     gallery: Gallery | None = None
-    calibration: Calibration | None = None  # of the checkpoint, where it still lies where it was evaluated
+    calibration: Calibration | None = None  # if the checkpoint is still where it was evaluated
 
 
 def read_result(folder: str | Path) -> Result:
-    """Raises UserError if the folder is none, holds no result, or naming the file that cannot be read as what it should be."""
+    """Raises UserError if there is no such folder, if it holds no result, and naming a file with the wrong content."""
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder}: is not a folder; name the folder that evaluation wrote, evaluator.save_dir")
-    result = Result(folder)
-    if (path := folder / "metrics.json").exists():
-        result.columns, result.table = read_metrics(path)
-    if (path := folder / INTERVALS).exists():
-        result.intervals = read_intervals(path)
-    if (path := folder / "scores.csv").exists():
-        result.scores = read_scores(path)
-    if result.scores is None and not result.table:
+    readers = {
+        "results": ("metrics.json", read_results),
+        "intervals": (INTERVALS, read_intervals),
+        "scores": ("scores.csv", read_scores),
+        "run": ("run.json", read_run),
+        "gallery": (f"{GALLERY}/gallery.json", read_gallery),
+    }
+    found = {name: read(folder / file) for name, (file, read) in readers.items() if (folder / file).exists()}
+    if not found.keys() & {"results", "scores"}:
         raise UserError(f"{folder}: holds neither metrics.json nor scores.csv; evaluate with -e to write them")
-    if (path := folder / "run.json").exists():
-        result.run = read_run(path)
-    if (path := folder / GALLERY / "gallery.json").exists():
-        result.gallery = read_gallery(path)
-    result.calibration = find_calibration(result.run)
-    return result
+    return Result(folder, **found, calibration=find_calibration(found.get("run", {})))
 
 
 def find_calibration(run: dict[str, Any]) -> Calibration | None:
+    """The calibration of the evaluated checkpoint and score."""
     checkpoint, score = run.get("checkpoint"), run.get("score")
     if not isinstance(checkpoint, str) or not isinstance(score, str) or not Path(checkpoint).is_file():
         return None
     calibration = calibration_of(checkpoint, score)
     return calibration if calibration and calibration.epoch == run.get("epoch") else None
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    except ValueError as error:
-        raise UserError(f"{path}: not valid JSON ({error}); {AGAIN}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: holds {type(content).__name__} in place of a JSON object; {AGAIN}")
-    return content
-
-
-def number(value: Any) -> float:
-    """A JSON value as a number; null is nan. Raises TypeError for anything else."""
-    if value is None:
-        return math.nan
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{value!r} is not a number")
-    return float(value)
-
-
-def read_metrics(path: Path) -> tuple[list[tuple[str, str]], dict[str, list[float]]]:
-    """The columns and rows of the results table."""
-    values: dict[str, dict[tuple[str, str], float]] = {}
-    for key, value in read_json(path).items():
-        clsname, *column = key.rsplit("_", 2)
-        if len(column) != 2 or column[1] not in METRIC_KINDS:
-            raise UserError(f"{path}: the key '{key}' is not <class>_<score>_<metric>; {AGAIN}")
-        try:
-            values.setdefault(clsname, {})[column[0], column[1]] = number(value)
-        except TypeError as error:
-            raise UserError(f"{path}: {key}: {error}; {AGAIN}") from None
-    columns = list(dict.fromkeys(column for row in values.values() for column in row))
-    return columns, {clsname: [row.get(column, math.nan) for column in columns] for clsname, row in values.items()}
-
-
-def read_intervals(path: Path) -> dict[str, tuple[float, float, float]]:
-    """Of each key of intervals.json that has numbers: value, low and high."""
-    try:
-        there = {key: found for key, found in read_json(path).items() if found is not None}
-        return {key: (number(found["value"]), number(found["low"]), number(found["high"])) for key, found in there.items()}
-    except (KeyError, TypeError):
-        raise UserError(f"{path}: does not hold value, low and high of each metric; {AGAIN}") from None
 
 
 def read_scores(path: Path) -> Scores:
@@ -187,30 +145,26 @@ def read_run(path: Path) -> dict[str, Any]:
 
 
 def read_gallery(path: Path) -> Gallery:
-    """Raises UserError naming gallery.json or the picture that is missing."""
+    """Raises UserError naming gallery.json or a picture that is missing."""
     content = read_json(path)
     try:
-        images = [Image(**image) for image in content["images"]]
+        images = [Image(**{**image, "score": number(image["score"])}) for image in content["images"]]
         classes = {
             clsname: GalleryClass(
                 int(entry["good"]),
                 int(entry["defective"]),
-                {pick: [images[number] for number in numbers] for pick, numbers in entry["picks"].items()},
+                {pick: [images[index] for index in indices] for pick, indices in entry["picks"].items()},
             )
             for clsname, entry in content["classes"].items()
         }
-        gallery = Gallery(
-            content["score"], number(content["low"]), number(content["high"]), int(content["left_out"]), classes, images
-        )
-        for image in images:
-            image.score = number(image.score)
-            missing = {"image", "map"} - image.pictures.keys()
-            paths = [path.parent / name for name in image.pictures.values()]
-            if missing or any(picture.parent != path.parent for picture in paths):
+        gallery = Gallery(content["score"], number(content["low"]), number(content["high"]), classes, images)
+        if any({"image", "map"} - image.pictures.keys() for image in images):
+            raise ValueError
+        for picture in (path.parent / name for image in images for name in image.pictures.values()):
+            if picture.parent != path.parent:
                 raise ValueError
-            for picture in paths:
-                if not picture.is_file():
-                    raise UserError(f"{picture}: this picture of the gallery is missing; {AGAIN}")
+            if not picture.is_file():
+                raise UserError(f"{picture}: this picture of the gallery is missing; {AGAIN}")
     except (AttributeError, IndexError, KeyError, TypeError, ValueError):
         raise UserError(f"{path}: not a gallery that this version writes; {AGAIN}") from None
     return gallery

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,153 +10,114 @@ from typing import Any
 import numpy as np
 
 from utils.errors import UserError
-from utils.evaluation.evaluate import align_table, format_table, write_table
-from utils.evaluation.metrics import METRIC_KINDS
+from utils.evaluation.results import Column, Results, align_table, header, mean, read_results, without_nan, write_table
 from utils.files import write_text
-from utils.report.result_folder import AGAIN, read_metrics, read_run
-
-Column = tuple[str, str]  # score name and kind of metric
-
-
-@dataclass
-class ResultFolder:
-    """The metrics.json of a folder, and of its run.json, where there is one, the seed."""
-
-    path: Path
-    columns: list[Column]
-    classes: dict[str, list[float]]  # a value a column; nan: no number
-    mean: list[float]  # over the classes
-    seed: int | None
+from utils.report.result_folder import read_run
 
 
 @dataclass
 class Summary:
-    """Of each class, "mean" last, and each column the numbers found: one a run, or one where classes are joined."""
+    """For each class, then "mean", and each column the numbers found: one a run, or a single one if folders are joined."""
 
-    columns: list[Column]
-    rows: dict[str, list[list[float]]]
     title: str
+    columns: list[Column]
+    rows: list[tuple[str, list[Sequence[float]]]]
+
+    def cells(self) -> list[list[str]]:
+        return [[row, *map(format_numbers, values)] for row, values in self.rows]
 
 
 def summarize(folders: Sequence[str | Path]) -> Summary:
-    """Folders that all have the same classes are runs; folders none of which share a class are joined. A single one is as it is.
+    """Folders with the same classes are runs; folders that share no class are joined; a single one is shown as it is.
 
     Raises UserError for anything in between, for folders of other metrics, and naming a file that is missing or not readable.
     """
-    read = read_folders(folders)
-    if len(read) > 1 and all(folder.classes.keys() == read[0].classes.keys() for folder in read):
-        return of_runs(read)
-    rows = {clsname: [[value] for value in row] for clsname, row in join(read).items()}
-    return Summary(read[0].columns, rows, f"{len(read)} folders joined" if len(read) > 1 else str(read[0].path))
+    found = read_folders(folders)
+    first, *others = tables = list(found.values())
+    if not others or any(table.classes.keys() != first.classes.keys() for table in others):
+        rows = [(row, [[value] for value in values]) for row, values in join(found).rows]
+        return Summary(f"{len(tables)} folders joined" if others else str(next(iter(found))), first.columns, rows)
+    seeds = [read_seed(folder) for folder in found]
+    known = f", random_seed {', '.join(map(str, seeds))}" if None not in seeds else ""
+    rows = [(clsname, list(zip(*(table.classes[clsname] for table in tables), strict=True))) for clsname in first.classes]
+    rows.append(("mean", list(zip(*(table.mean for table in tables), strict=True))))
+    return Summary(f"mean ± standard deviation of {len(tables)} runs{known}", first.columns, rows)
 
 
 def write_joined(folders: Sequence[str | Path], out: str | Path) -> str:
     """Write metrics.json and table.txt of folders that share no class into `out`; returns the table. Raises as summarize."""
-    read = read_folders(folders)
-    columns = read[0].columns
-    results = {
-        f"{clsname}_{name}_{kind}": value
-        for clsname, row in join(read).items()
-        for (name, kind), value in zip(columns, row, strict=True)
-    }
-    metrics = {kind: [{"name": name} for name, of_kind in columns if of_kind == kind] for kind in METRIC_KINDS}
-    write_table(out, results, metrics)
-    return format_table(results, metrics)
+    results = join(read_folders(folders))
+    write_table(out, results)
+    return results.format()
 
 
-def read_folders(folders: Sequence[str | Path]) -> list[ResultFolder]:
-    read = [read_folder(folder) for folder in folders]
-    for position, folder in enumerate(read):
-        if folder.path.resolve() in [other.path.resolve() for other in read[:position]]:
-            raise UserError(f"{folder.path}: is given twice")
-        if folder.columns != read[0].columns:
-            names, others = (", ".join(map(" ".join, f.columns)) for f in (folder, read[0]))
-            raise UserError(f"{folder.path}: has the metrics {names}, and {read[0].path} has {others}: they must be the same")
-    return read
+def read_folders(folders: Sequence[str | Path]) -> dict[Path, Results]:
+    """The metrics of each folder; all have the same columns."""
+    found: dict[Path, Results] = {}
+    for folder in map(Path, folders):
+        if folder.resolve() in [other.resolve() for other in found]:
+            raise UserError(f"{folder}: is given twice")
+        if not (folder / "metrics.json").is_file():
+            raise UserError(f"{folder / 'metrics.json'}: there is no such file; evaluate with -e to write it")
+        found[folder] = read_results(folder / "metrics.json")
+        first, *_ = found
+        if found[folder].columns != found[first].columns:
+            names, others = (", ".join(map(" ".join, found[path].columns)) for path in (folder, first))
+            raise UserError(f"{folder}: has the metrics {names}, and {first} has {others}: they must be the same")
+    return found
 
 
-def read_folder(folder: str | Path) -> ResultFolder:
-    folder = Path(folder)
-    path = folder / "metrics.json"
-    if not path.is_file():
-        raise UserError(f"{path}: there is no such file; evaluate with -e to write it")
-    columns, table = read_metrics(path)
-    if "mean" not in table or len(table) < 2:
-        raise UserError(f"{path}: holds no classes and their mean; {AGAIN}")
+def read_seed(folder: Path) -> Any:
+    """The random_seed in the folder's run.json; None if it is not known."""
     run = read_run(folder / "run.json") if (folder / "run.json").is_file() else {}
-    return ResultFolder(folder, columns, table, table.pop("mean"), (run.get("config") or {}).get("random_seed"))
+    return (run.get("config") or {}).get("random_seed")
 
 
-def of_runs(folders: Sequence[ResultFolder]) -> Summary:
-    seeds = [folder.seed for folder in folders]
-    known = f", random_seed {', '.join(map(str, seeds))}" if None not in seeds else ""
-    tables = [{**folder.classes, "mean": folder.mean} for folder in folders]
-    rows = {name: [list(cell) for cell in zip(*(table[name] for table in tables), strict=True)] for name in tables[0]}
-    return Summary(folders[0].columns, rows, f"mean ± standard deviation of {len(folders)} runs{known}")
-
-
-def join(folders: Sequence[ResultFolder]) -> dict[str, list[float]]:
-    """The rows of all classes, sorted, and "mean", over those that have the number. Raises UserError for a class there twice."""
+def join(found: Mapping[Path, Results]) -> Results:
+    """All classes and their mean. Raises UserError for a class that two folders have."""
     owners: dict[str, Path] = {}
-    for folder in folders:
-        for clsname in folder.classes:
+    for folder, results in found.items():
+        for clsname in results.classes:
             if clsname in owners:
                 raise UserError(
-                    f"the class '{clsname}' is in {owners[clsname]} and in {folder.path}, which have other classes too: "
+                    f"the class '{clsname}' is in {owners[clsname]} and in {folder}, which have other classes too: "
                     "name runs over the same classes, or folders that share none"
                 )
-            owners[clsname] = folder.path
-    rows = dict(sorted((clsname, row) for folder in folders for clsname, row in folder.classes.items()))
-    return {**rows, "mean": [mean(column) for column in zip(*rows.values(), strict=True)]}
-
-
-def mean(numbers: Sequence[float]) -> float:
-    """Of those that are not nan; nan of none."""
-    there = [number for number in numbers if not math.isnan(number)]
-    return float(np.mean(there)) if there else math.nan
+            owners[clsname] = folder
+    columns = next(iter(found.values())).columns
+    return Results.of_classes(columns, {clsname: found[folder].classes[clsname] for clsname, folder in owners.items()})
 
 
 def deviation(numbers: Sequence[float]) -> float:
-    """The sample's (n - 1) of those that are not nan; nan of fewer than two."""
-    there = [number for number in numbers if not math.isnan(number)]
-    return float(np.std(there, ddof=1)) if len(there) > 1 else math.nan
-
-
-def cells_of(summary: Summary) -> tuple[list[str], list[list[str]]]:
-    """Header and rows as text. A cell from fewer folders than there are says from how many."""
-    only_auc = all(kind == "auc" for _, kind in summary.columns)
-    header = ["clsname", *(name if only_auc else f"{name}_{kind}" for name, kind in summary.columns)]
-    return header, [[clsname, *map(format_numbers, row)] for clsname, row in summary.rows.items()]
+    """The standard deviation of the sample (n - 1) of the numbers that are not nan; nan of fewer than two."""
+    known = [number for number in numbers if not math.isnan(number)]
+    return float(np.std(known, ddof=1)) if len(known) > 1 else math.nan
 
 
 def format_numbers(numbers: Sequence[float]) -> str:
+    """Mean and deviation; if some folders have no number, also how many do."""
     count, spread = sum(not math.isnan(number) for number in numbers), deviation(numbers)
     text = f"{mean(numbers):.4f}" + ("" if math.isnan(spread) else f" ± {spread:.4f}")
     return text if count in (0, len(numbers)) else f"{text} ({count} of {len(numbers)})"
 
 
 def format_text(summary: Summary) -> str:
-    return f"{summary.title}\n{align_table(*cells_of(summary))}"
+    return f"{summary.title}\n{align_table(header(summary.columns), summary.cells())}"
 
 
 def format_markdown(summary: Summary) -> str:
-    header, rows = cells_of(summary)
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    names = header(summary.columns)
+    lines = [names, ["---", *["---:"] * (len(names) - 1)], *summary.cells()]
     return "\n".join([summary.title, "", *("| " + " | ".join(c.replace("|", "\\|") for c in line) + " |" for line in lines)])
 
 
 def format_json(summary: Summary) -> str:
-    """By key of metrics.json mean, std (of the sample; null below two numbers) and n, from how many folders they are."""
-
-    def plain(value: float) -> float | None:
-        return None if math.isnan(value) else value
-
-    content: dict[str, Any] = {}
-    for clsname, row in summary.rows.items():
-        for (name, kind), numbers in zip(summary.columns, row, strict=True):
-            count = sum(not math.isnan(number) for number in numbers)
-            entry = {"mean": plain(mean(numbers)), "std": plain(deviation(numbers)), "n": count}
-            content[f"{clsname}_{name}_{kind}"] = entry
+    """By key of metrics.json: mean, std (of the sample; null below two numbers) and n, the number of folders that have one."""
+    content = {}
+    for row, cells in summary.rows:
+        for column, numbers in zip(summary.columns, cells, strict=True):
+            statistics = without_nan({"mean": mean(numbers), "std": deviation(numbers)})
+            content[f"{row}_{column}"] = {**statistics, "n": sum(not math.isnan(number) for number in numbers)}
     return json.dumps(content, indent=1)
 
 
@@ -164,7 +125,7 @@ FORMATS = {".json": format_json, ".md": format_markdown, ".txt": format_text}
 
 
 def write_summary(summary: Summary, path: str | Path) -> None:
-    """As JSON, Markdown or text, by the ending. Raises UserError for another one."""
+    """Write JSON, Markdown or text, as the path's ending says. Raises UserError for another ending."""
     path = Path(path)
     if path.suffix not in FORMATS:
         raise UserError(f"{path}: the ending says what is written, one of {', '.join(FORMATS)}")
