@@ -16,19 +16,14 @@ from utils.errors import UserError
 from utils.evaluation.evaluate import Evaluation, compute_metrics
 from utils.evaluation.intervals import (
     CONFIDENCE,
-    RESAMPLED,
     RESAMPLES,
     SEED,
     Interval,
     bootstrap,
-    draw,
-    image_curves,
     interval,
-    pixel_curves,
     resample,
     write_intervals,
 )
-from utils.evaluation.metrics import evaluate_maps
 from utils.report.page import write_report
 
 EVERY = {kind: [{"name": name} for name in ("mean", "max", "pixel")] for kind in ("auc", "ap", "f1max")}
@@ -47,59 +42,23 @@ def noisy_scores(rng: np.random.Generator, good: int = 40, defective: int = 30) 
 # --- resamples ---
 
 
-def test_each_resample_draws_as_many_images_of_each_class_and_label_as_there_are():
-    strata = np.array([3, 0, 0, 3, 1, 0, 3, 3])
-    weights = np.concatenate(list(draw(strata, np.random.default_rng(SEED))))
-    assert weights.shape == (RESAMPLES, len(strata))
-    for stratum in (0, 1, 3):
-        assert set(weights[:, strata == stratum].sum(axis=1)) == {np.count_nonzero(strata == stratum)}
-    assert weights.mean(axis=0) == pytest.approx(np.ones(len(strata)), abs=0.15)
-    assert len(np.unique(weights, axis=0)) > 200
-
-
-def test_large_sets_are_drawn_in_blocks():
-    strata = np.repeat([0, 1], 30_000)
-    rows, total = [], np.zeros(len(strata))
-    for weights in draw(strata, np.random.default_rng(SEED)):
-        rows.append(len(weights))
-        total += weights.sum(axis=0)
-    assert max(rows) < 100
-    assert sum(rows) == RESAMPLES
-    assert total.mean() == RESAMPLES
-
-
 def f1_max(labels: np.ndarray, scores: np.ndarray) -> float:
     precision, recall, _ = precision_recall_curve(labels, scores)
     return np.max(2 * precision * recall / np.maximum(precision + recall, 1e-12))
 
 
-@pytest.mark.parametrize(
-    ("kind", "plain"), [("auc", roc_auc_score), ("ap", average_precision_score), ("f1max", f1_max)], ids=list(RESAMPLED)
-)
-def test_a_resample_has_the_metric_that_scikit_learn_gives_its_images(kind: str, plain):
+def test_each_resample_draws_as_many_images_of_each_stratum_as_there_are_and_has_scikit_learn_s_metrics():
     scores, labels = noisy_scores(np.random.default_rng(1))
+    plain = {"auc": roc_auc_score, "ap": average_precision_score, "f1max": f1_max}
     key = ("max", None)
-    values = resample({key: image_curves(scores, labels)}, labels, [(kind, key)], np.random.default_rng(SEED))[0]
-    weights = np.concatenate(list(draw(labels, np.random.default_rng(SEED)))).astype(int)
-    assert values.shape == (RESAMPLES,)
-    expected = [plain(np.repeat(labels, row), np.repeat(scores, row)) for row in weights[:200]]
-    np.testing.assert_allclose(values[:200], expected, atol=1e-12)
-
-
-def test_a_resample_of_pixels_has_the_metrics_of_its_maps():
-    evaluation = make_evaluation(["cup"], good=6, defective=6, size=32)
-    maps = np.stack([evaluation.map(i) for i in range(12)])
-    masks = np.stack([evaluation.mask(i) for i in range(12)])
-    curves = pixel_curves(evaluation, np.arange(12))
-    weights = next(iter(draw(evaluation.labels, np.random.default_rng(SEED))))[:20]
-    found = {kind: of_kind(*curves(weights)) for kind, of_kind in RESAMPLED.items()}
-    rounding = {"auc": 5e-4, "ap": 5e-3, "f1max": 5e-3}  # of scores to their bins
-    for row, counts in enumerate(weights.astype(int)):
-        drawn = np.repeat(np.arange(12), counts)
-        metrics = {kind: [{"name": "pixel"}] for kind in RESAMPLED}
-        exact = evaluate_maps(maps[drawn], masks[drawn], evaluation.labels[drawn], ["cup"] * len(drawn), metrics)
-        for kind in RESAMPLED:
-            assert found[kind][row] == pytest.approx(exact[f"cup_pixel_{kind}"], abs=rounding[kind]), (kind, row)
+    found = resample({key: scores}, labels, labels, [(kind, key) for kind in plain], np.random.default_rng(SEED))
+    assert found.shape == (3, RESAMPLES)
+    rng, groups = np.random.default_rng(SEED), [np.flatnonzero(labels == label) for label in (0, 1)]
+    for column in range(100):
+        drawn = np.concatenate([group[rng.integers(len(group), size=len(group))] for group in groups])
+        assert np.count_nonzero(labels[drawn]) == np.count_nonzero(labels)
+        expected = [metric(labels[drawn], scores[drawn]) for metric in plain.values()]
+        np.testing.assert_allclose(found[:, column], expected, atol=1e-12)
 
 
 # --- intervals ---
@@ -131,13 +90,14 @@ def test_the_interval_is_that_of_a_plain_loop_over_resamples():
         assert (ours.low, ours.high) == (pytest.approx(low, abs=0.015), pytest.approx(high, abs=0.015)), name
 
 
-def test_every_metric_of_image_and_pixel_has_an_interval_around_its_value():
+def test_every_metric_of_images_has_an_interval_around_its_value():
     evaluation = make_evaluation(["cup", "tile"], good=25, defective=30)
     results = compute_metrics(evaluation, EVERY)
     found = bootstrap(evaluation, EVERY, results)
     pooled = {"pooled_mean_auc", "pooled_max_auc"}
-    assert found.keys() == results.keys() | pooled
-    for key, value in results.items():
+    images = {key: value for key, value in results.items() if "_pixel_" not in key}
+    assert found.keys() == images.keys() | pooled
+    for key, value in images.items():
         assert found[key].value == value
     assert all(0 <= item.low <= item.value <= item.high <= 1 for item in found.values())
     assert all(item.low < item.high or item.value == 1 for item in found.values())
@@ -151,7 +111,7 @@ def test_95_of_100_intervals_hold_the_true_value():
     for _ in range(200):
         labels = np.repeat([0, 1], 50)
         scores = rng.normal(labels, 1)
-        values = resample({key: image_curves(scores, labels)}, labels, [("auc", key)], rng)[0]
+        values = resample({key: scores}, labels, labels, [("auc", key)], rng)[0]
         found = interval(roc_auc_score(labels, scores), values)
         held += found.low <= true <= found.high
     assert CONFIDENCE == 0.95
@@ -175,7 +135,6 @@ def test_a_class_of_one_label_has_none_and_counts_in_pooled_only():
     evaluation.packed_masks[40:] = b""
     found = intervals_of(evaluation)
     assert found["tile_max_auc"] is None
-    assert found["tile_pixel_auc"] is None
     assert found["mean_max_auc"] == found["cup_max_auc"]
     scores = evaluation.scores([("max", None)])["max", None]
     assert found["pooled_max_auc"].value == pytest.approx(roc_auc_score(evaluation.labels, scores), abs=1e-12)
@@ -202,8 +161,8 @@ def test_evaluation_writes_and_prints_them_and_training_removes_those_of_an_earl
         tiny.evaluate(path)
     found, results = (json.loads((tmp_path / "result" / name).read_text()) for name in ("intervals.json", "metrics.json"))
     assert found.keys() - results.keys() == {f"pooled_{name}_auc" for name in ("mean", "std", "max")}
-    assert results.keys() <= found.keys()
-    assert {key: found[key]["value"] for key in results} == results
+    images = {key: value for key, value in results.items() if "_pixel_" not in key}
+    assert {key: found[key]["value"] for key in images} == images
     pooled = found["pooled_max_auc"]
     assert f"max {pooled['value']:.4f} ({pooled['low']:.3f}–{pooled['high']:.3f})" in caplog.text
     lines = caplog.text.splitlines()
@@ -223,12 +182,12 @@ def test_the_report_shows_pooled_numbers_and_intervals(tmp_path: Path):
     page = Page(write_report(folder))
     span = {key: f"{item.low:.3f}–{item.high:.3f}" for key, item in found.items()}
     words = page.words()
-    for row, title, names in (("mean", "mean", ("mean", "max", "pixel")), ("pooled", "one threshold", ("mean", "max"))):
-        cells = [f"{found[f'{row}_{name}_auc'].value:.4f} {span[f'{row}_{name}_auc']}" for name in names]
+    for row, title in (("mean", "mean"), ("pooled", "one threshold")):
+        cells = [f"{found[f'{row}_{name}_auc'].value:.4f} {span[f'{row}_{name}_auc']}" for name in ("mean", "max")]
         assert f"{title} {' '.join(cells)}" in words
     assert f"Image AUROC, max {found['mean_max_auc'].value:.4f} mean of the classes, 95 %: {span['mean_max_auc']}" in words
     titles = [cell["title"] for cell in page.all("td") if "title" in cell]
-    assert titles == [f"95 % interval {span[f'{c}_{name}_auc']}" for c in ("cup", "tile") for name in ("mean", "max", "pixel")]
+    assert titles == [f"95 % interval {span[f'{c}_{name}_auc']}" for c in ("cup", "tile") for name in ("mean", "max")]
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"cup_max_auc": 0.5}', '{"cup_max_auc": {"value": 0.5, "low": 0.1}}'])
