@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 import math
 import shutil
 from collections import Counter
@@ -21,17 +20,9 @@ from datasets.loading import ImageLoader
 from models.necks import MFCN
 from models.reconstructions.uniad import enlarge
 from utils.errors import UserError
-from utils.evaluation.metrics import (
-    METRIC_KINDS,
-    PIXEL,
-    ScoreKey,
-    collect,
-    evaluate_class,
-    image_keys,
-    image_score,
-    wanted_metrics,
-)
+from utils.evaluation.metrics import PIXEL, ScoreKey, evaluate_class, image_keys, image_score, wanted_metrics
 from utils.evaluation.naming import feature_names
+from utils.evaluation.results import KINDS, Results
 from utils.files import write_atomically, write_text
 from utils.process.distributed import SINGLE_PROCESS, Process, gather_everywhere, to_device
 from utils.process.precision import autocast
@@ -161,8 +152,8 @@ def save_reconstructions(feature_rec: Tensor, paths: Sequence[Path]) -> None:
         write_atomically(f"{path}.npy", lambda file, features=features: np.save(file, features))
 
 
-def compute_metrics(evaluation: Evaluation, metrics: dict[str, Any], process: Process = SINGLE_PROCESS) -> dict[str, float]:
-    """What evaluate_maps says of the maps. With several processes each must call this, and they share the work."""
+def compute_metrics(evaluation: Evaluation, metrics: dict[str, Any], process: Process = SINGLE_PROCESS) -> Results:
+    """The metrics of evaluate_maps. With several processes each must call this, and they share the work."""
     wanted = wanted_metrics(metrics)
     scores = evaluation.scores(image_keys(wanted), process)
     classes = [clsname for clsname, _ in Counter(evaluation.clsnames.tolist()).most_common()]
@@ -172,50 +163,19 @@ def compute_metrics(evaluation: Evaluation, metrics: dict[str, Any], process: Pr
         values[clsname] = evaluate_class(
             chosen, lambda i: (evaluation.map(i), evaluation.mask(i)), evaluation.labels, scores, wanted
         )
-    return collect({c: v for share in gather_everywhere(values, process) for c, v in share.items()}, wanted)
+    rows = {c: v for share in gather_everywhere(values, process) for c, v in share.items()}
+    return Results.of([(name, kind) for kind, (name, _) in wanted], rows)
 
 
 def score_columns(metrics: dict[str, Any]) -> dict[str, ScoreKey]:
     """The image scores that are configured, by name; of several windows the last."""
-    wanted = wanted_metrics({kind: metrics.get(kind) for kind in METRIC_KINDS})
+    wanted = wanted_metrics({kind: metrics.get(kind) for kind in KINDS})
     return {key[0]: key for _, key in wanted if key != PIXEL}
 
 
-def format_table(results: dict[str, float], metrics: dict[str, Any]) -> str:
-    """The results as a table: a row a class, sorted, then their mean; a column a metric, in the configuration's order."""
-    columns = [(score["name"], kind) for kind in METRIC_KINDS for score in metrics.get(kind) or ()]
-    only_auc = all(kind == "auc" for _, kind in columns)
-    header = ["clsname", *(name if only_auc else f"{name}_{kind}" for name, kind in columns)]
-    name, kind = columns[0]
-    classes = [key.removesuffix(f"_{name}_{kind}") for key in results if key.endswith(f"_{name}_{kind}")]
-    rows = [[clsname, *(f"{results[f'{clsname}_{n}_{k}']:.4f}" for n, k in columns)] for clsname in classes]
-    return align_table(header, rows)
-
-
-def align_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Cells in columns, the first to the left, the others to the right; the last row is set apart."""
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-
-    def line(cells: Sequence[str]) -> str:
-        return "  ".join(cell.ljust(widths[0]) if i == 0 else cell.rjust(widths[i]) for i, cell in enumerate(cells))
-
-    rule = "  ".join("-" * width for width in widths)
-    return "\n".join([line(header), rule, *map(line, rows[:-1]), rule, line(rows[-1])])
-
-
-def missing_metrics(results: dict[str, float]) -> list[str]:
-    """The keys without a number: their class has images of one label only, or no masks."""
-    return [key for key, value in results.items() if math.isnan(value)]
-
-
-def without_nan(numbers: dict[str, float]) -> dict[str, float | None]:
-    """The numbers as JSON has them: nan becomes null."""
-    return {key: None if math.isnan(value) else value for key, value in numbers.items()}
-
-
-def write_results(folder: str | Path, evaluation: Evaluation, results: dict[str, float], metrics: dict[str, Any]) -> None:
+def write_results(folder: str | Path, evaluation: Evaluation, results: Results, metrics: dict[str, Any]) -> None:
     """Write metrics.json, table.txt and scores.csv, a line an image, into the result folder."""
-    write_table(folder, results, metrics)
+    write_table(folder, results)
     columns = score_columns(metrics)
     scores = [[f"{value:.8g}" for value in values] for values in evaluation.scores(list(columns.values())).values()]
     text = io.StringIO()
@@ -225,11 +185,10 @@ def write_results(folder: str | Path, evaluation: Evaluation, results: dict[str,
     write_text(Path(folder) / "scores.csv", text.getvalue())
 
 
-def write_table(folder: str | Path, results: dict[str, float], metrics: dict[str, Any]) -> None:
-    """Write metrics.json (nan as null) and table.txt into the result folder, and remove what else an earlier evaluation wrote."""
+def write_table(folder: str | Path, results: Results) -> None:
+    """Write metrics.json and table.txt into the result folder, and remove what else an earlier evaluation wrote."""
     folder = Path(folder)
-    write_text(folder / "metrics.json", json.dumps(without_nan(results), indent=1) + "\n")
     for name in ("report.html", "run.json", "scores.csv", INTERVALS):
         (folder / name).unlink(missing_ok=True)
     shutil.rmtree(folder / GALLERY, ignore_errors=True)
-    write_text(folder / "table.txt", format_table(results, metrics) + "\n")
+    results.write(folder)

@@ -15,6 +15,7 @@ import numpy as np
 
 from utils.evaluation.evaluate import INTERVALS, Evaluation
 from utils.evaluation.metrics import METRICS, PIXEL, Ranking, ScoreKey, image_keys, rank_images, wanted_metrics
+from utils.evaluation.results import Results
 from utils.files import write_text
 
 RESAMPLES, CONFIDENCE, SEED = 1000, 0.95, 0
@@ -29,8 +30,8 @@ class Interval:
     high: float
 
 
-def bootstrap(evaluation: Evaluation, metrics: dict[str, Any], results: Mapping[str, float]) -> dict[str, Interval | None]:
-    """The intervals of the image metrics among `results`, which compute_metrics found; of several classes also the pooled ones.
+def bootstrap(evaluation: Evaluation, metrics: dict[str, Any], results: Results) -> dict[str, Interval | None]:
+    """The intervals of the image metrics among `results`, those of compute_metrics; of several classes also the pooled ones.
 
     pooled_<name>_auc is the AUROC of the images of all classes under one threshold. None: the metric has no number.
     """
@@ -39,16 +40,16 @@ def bootstrap(evaluation: Evaluation, metrics: dict[str, Any], results: Mapping[
         return {}
     names = [f"{name}_{kind}" for kind, (name, _) in wanted]
     scores, labels, clsnames = evaluation.scores(image_keys(wanted)), evaluation.labels, evaluation.clsnames
-    rng = np.random.default_rng(SEED)
+    rng, numbers = np.random.default_rng(SEED), results.numbers()
     intervals, of_classes = {}, {name: [] for name in names}
     for clsname in sorted(set(clsnames.tolist())):
         chosen = np.flatnonzero(clsnames == clsname)
         of_class = {key: values[chosen] for key, values in scores.items()}
         for name, values in zip(names, resample(of_class, labels[chosen], labels[chosen], wanted, rng), strict=True):
-            intervals[f"{clsname}_{name}"] = found = interval(results[f"{clsname}_{name}"], values)
+            intervals[f"{clsname}_{name}"] = found = interval(numbers[f"{clsname}_{name}"], values)
             of_classes[name] += [values] if found else []
     for name, values in of_classes.items():
-        intervals[f"mean_{name}"] = interval(results[f"mean_{name}"], np.mean(values, axis=0) if values else None)
+        intervals[f"mean_{name}"] = interval(numbers[f"mean_{name}"], np.mean(values, axis=0) if values else None)
     return intervals | pooled_intervals(scores, labels, clsnames, rng)
 
 

@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 
 from utils.errors import UserError
+from utils.evaluation.results import Results
 
 AUPRO_LIMIT = 0.3  # false-positive rate up to which the per-region overlap is integrated
 AREA_BITS = (1 << 29) - 1  # of a float64, those that the value of a float32 leaves zero
@@ -96,7 +97,6 @@ def aupro(ranking: Ranking) -> float:
 
 
 METRICS = {"auc": auroc, "ap": average_precision, "f1max": f1_max, "aupro": aupro}
-METRIC_KINDS = tuple(METRICS)
 
 
 def image_score(anomaly_map: np.ndarray, name: str, avgpool_size: Sequence[int] | None = None) -> np.floating:
@@ -159,7 +159,7 @@ def evaluate_maps(
     for clsname in set(clsnames.tolist()):
         chosen = np.flatnonzero(clsnames == clsname)
         values[clsname] = evaluate_class(chosen, lambda index: (maps[index], masks[index]), labels, scores, wanted)
-    return collect(values, wanted)
+    return Results.of([(name, kind) for kind, (name, _) in wanted], values).numbers()
 
 
 def wanted_metrics(metrics: Mapping[str, Sequence[Mapping[str, Any]] | None]) -> list[tuple[str, ScoreKey]]:
@@ -193,17 +193,6 @@ def evaluate_class(
     if any(key == PIXEL for _, key in wanted):
         rankings[PIXEL] = rank_pixels(map(read, chosen), labels[chosen])
     return [float("nan") if rankings[key] is None else METRICS[kind](rankings[key]) for kind, key in wanted]
-
-
-def collect(values: Mapping[str, Sequence[float]], wanted: Sequence[tuple[str, ScoreKey]]) -> dict[str, float]:
-    """The numbers of all classes by key, classes sorted, then their means."""
-    names = [f"{name}_{kind}" for kind, (name, _) in wanted]
-    values = dict(sorted(values.items()))
-    results = {f"{clsname}_{name}": v for clsname, row in values.items() for name, v in zip(names, row, strict=True)}
-    for name, column in zip(names, zip(*values.values(), strict=True), strict=True):
-        finite = [value for value in column if not np.isnan(value)]
-        results[f"mean_{name}"] = float(np.mean(finite)) if finite else float("nan")
-    return results
 
 
 def rank_images(scores: np.ndarray, labels: np.ndarray) -> Ranking | None:

@@ -16,9 +16,10 @@ from utils.errors import UserError
 from utils.evaluation.calibration import Calibration, rates_at
 from utils.evaluation.evaluate import GALLERY
 from utils.evaluation.metrics import auroc, rank_images
+from utils.evaluation.results import AGAIN
 from utils.files import write_text
 from utils.report import plots
-from utils.report.result_folder import AGAIN, Result, Scores, read_result
+from utils.report.result_folder import Result, Scores, read_result
 
 HERE = Path(__file__).parent
 LIMIT = 20_000_000  # bytes, of a page
@@ -116,7 +117,7 @@ def lowest(values: dict[str, float], most: int) -> list[str]:
 def overview(result: Result, score: str | None) -> list[tuple[str, str, str]]:
     """(what, value, remark) of the numbers at the head of the page."""
     tiles = []
-    means = dict(zip(result.columns, result.table.get("mean", ()), strict=False))
+    means = dict(zip(result.metrics.columns, result.metrics.mean, strict=False))
     for name, title in ((score, f"Image AUROC, {score}"), ("pixel", "Pixel AUROC")):
         if (name, "auc") in means:
             interval = result.intervals.get(f"mean_{name}_auc")
@@ -133,7 +134,8 @@ def overview(result: Result, score: str | None) -> list[tuple[str, str, str]]:
 def table(result: Result, gallery: dict[str, Any]) -> dict[str, Any]:
     """Columns and rows of the results table, a cell a value and its interval; apart the mean and, for several classes, pooled."""
     intervals = result.intervals
-    keys = [f"{name}_{kind}" for name, kind in result.columns]
+    metrics = result.metrics
+    keys = [f"{name}_{kind}" for name, kind in metrics.columns]
 
     def cells(row: str, values: Sequence[float]) -> list[tuple[float, tuple[float, float, float] | None]]:
         return [(value, intervals.get(f"{row}_{key}")) for key, value in zip(keys, values, strict=True)]
@@ -145,15 +147,14 @@ def table(result: Result, gallery: dict[str, Any]) -> dict[str, Any]:
             counts.setdefault(clsname, [0, 0])[label] += 1
     rows = [
         {"name": clsname, "id": links.get(clsname), "counts": counts.get(clsname), "cells": cells(clsname, values)}
-        for clsname, values in result.table.items()
-        if clsname != "mean"
+        for clsname, values in metrics.rows.items()
     ]
-    foot = {"mean": cells("mean", result.table["mean"])} if "mean" in result.table else {}
+    foot = {"mean": cells("mean", metrics.mean)} if metrics.mean else {}
     pooled = [intervals[key][0] if (key := f"pooled_{column}") in intervals else math.nan for column in keys]
     if not all(map(math.isnan, pooled)):
         foot["one threshold"] = cells("pooled", pooled)
     return {
-        "columns": [(KINDS[kind], name) for name, kind in result.columns],
+        "columns": [(KINDS[kind], name) for name, kind in metrics.columns],
         "rows": rows[:ROWS],
         "left_out": len(rows[ROWS:]),
         "foot": foot,

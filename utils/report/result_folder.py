@@ -1,7 +1,6 @@
 """What a result folder says: its files read and checked, whichever are there."""
 
 import csv
-import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,9 +11,7 @@ import numpy as np
 from utils.errors import UserError
 from utils.evaluation.calibration import Calibration, calibration_of
 from utils.evaluation.evaluate import GALLERY, INTERVALS
-from utils.evaluation.metrics import METRIC_KINDS
-
-AGAIN = "evaluate again with -e"
+from utils.evaluation.results import AGAIN, Results, number, read_json, read_metrics, read_run
 
 
 @dataclass
@@ -64,8 +61,7 @@ class Result:
     """A result folder. A file that is not there is None, or empty."""
 
     folder: Path
-    columns: list[tuple[str, str]] = field(default_factory=list)  # (score name, kind), as configured
-    table: dict[str, list[float]] = field(default_factory=dict)  # by class, a value a column; "mean" last; nan: no number
+    metrics: Results = field(default_factory=lambda: Results([], {}, []))
     intervals: dict[str, tuple[float, float, float]] = field(default_factory=dict)  # value, low, high of each that has them
     scores: Scores | None = None
     run: dict[str, Any] = field(default_factory=dict)
@@ -80,12 +76,12 @@ def read_result(folder: str | Path) -> Result:
         raise UserError(f"{folder}: is not a folder; name the folder that evaluation wrote, evaluator.save_dir")
     result = Result(folder)
     if (path := folder / "metrics.json").exists():
-        result.columns, result.table = read_metrics(path)
+        result.metrics = read_metrics(path)
     if (path := folder / INTERVALS).exists():
         result.intervals = read_intervals(path)
     if (path := folder / "scores.csv").exists():
         result.scores = read_scores(path)
-    if result.scores is None and not result.table:
+    if result.scores is None and not result.metrics.columns:
         raise UserError(f"{folder}: holds neither metrics.json nor scores.csv; evaluate with -e to write them")
     if (path := folder / "run.json").exists():
         result.run = read_run(path)
@@ -101,42 +97,6 @@ def find_calibration(run: dict[str, Any]) -> Calibration | None:
         return None
     calibration = calibration_of(checkpoint, score)
     return calibration if calibration and calibration.epoch == run.get("epoch") else None
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    except ValueError as error:
-        raise UserError(f"{path}: not valid JSON ({error}); {AGAIN}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: holds {type(content).__name__} in place of a JSON object; {AGAIN}")
-    return content
-
-
-def number(value: Any) -> float:
-    """A JSON value as a number; null is nan. Raises TypeError for anything else."""
-    if value is None:
-        return math.nan
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{value!r} is not a number")
-    return float(value)
-
-
-def read_metrics(path: Path) -> tuple[list[tuple[str, str]], dict[str, list[float]]]:
-    """The columns and rows of the results table."""
-    values: dict[str, dict[tuple[str, str], float]] = {}
-    for key, value in read_json(path).items():
-        clsname, *column = key.rsplit("_", 2)
-        if len(column) != 2 or column[1] not in METRIC_KINDS:
-            raise UserError(f"{path}: the key '{key}' is not <class>_<score>_<metric>; {AGAIN}")
-        try:
-            values.setdefault(clsname, {})[column[0], column[1]] = number(value)
-        except TypeError as error:
-            raise UserError(f"{path}: {key}: {error}; {AGAIN}") from None
-    columns = list(dict.fromkeys(column for row in values.values() for column in row))
-    return columns, {clsname: [row.get(column, math.nan) for column in columns] for clsname, row in values.items()}
 
 
 def read_intervals(path: Path) -> dict[str, tuple[float, float, float]]:
@@ -170,20 +130,6 @@ def read_scores(path: Path) -> Scores:
     values = np.array(rows, dtype=np.float64).reshape(len(rows), len(header) - 3)
     names = np.array(clsnames, dtype=object)
     return Scores(names, np.array(labels, dtype=np.int64), dict(zip(header[3:], values.T, strict=True)))
-
-
-def read_run(path: Path) -> dict[str, Any]:
-    run = read_json(path)
-    for key, kind in (("history", list), ("config", dict), ("versions", dict)):
-        if not isinstance(run.get(key) or kind(), kind):
-            raise UserError(f"{path}: '{key}' must be a {kind.__name__}; {AGAIN}")
-    try:
-        for item in run.get("history") or ():
-            if not math.isfinite(number(item["epoch"])):
-                raise TypeError
-    except (AttributeError, KeyError, TypeError):
-        raise UserError(f"{path}: 'history' must hold objects with a number 'epoch'; {AGAIN}") from None
-    return run
 
 
 def read_gallery(path: Path) -> Gallery:

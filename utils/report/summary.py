@@ -10,22 +10,17 @@ from typing import Any
 import numpy as np
 
 from utils.errors import UserError
-from utils.evaluation.evaluate import align_table, format_table, write_table
-from utils.evaluation.metrics import METRIC_KINDS
+from utils.evaluation.evaluate import write_table
+from utils.evaluation.results import AGAIN, Column, Results, align_table, header, mean, read_metrics, read_run
 from utils.files import write_text
-from utils.report.result_folder import AGAIN, read_metrics, read_run
-
-Column = tuple[str, str]  # score name and kind of metric
 
 
 @dataclass
 class ResultFolder:
-    """The metrics.json of a folder, and of its run.json, where there is one, the seed."""
+    """A result folder's metrics, and the seed of its run, where run.json is there."""
 
     path: Path
-    columns: list[Column]
-    classes: dict[str, list[float]]  # a value a column; nan: no number
-    mean: list[float]  # over the classes
+    metrics: Results
     seed: int | None
 
 
@@ -44,24 +39,22 @@ def summarize(folders: Sequence[str | Path]) -> Summary:
     Raises UserError for anything in between, for folders of other metrics, and naming a file that is missing or not readable.
     """
     read = read_folders(folders)
-    if len(read) > 1 and all(folder.classes.keys() == read[0].classes.keys() for folder in read):
-        return of_runs(read)
-    rows = {clsname: [[value] for value in row] for clsname, row in join(read).items()}
-    return Summary(read[0].columns, rows, f"{len(read)} folders joined" if len(read) > 1 else str(read[0].path))
+    columns = read[0].metrics.columns
+    if len(read) > 1 and all(folder.metrics.rows.keys() == read[0].metrics.rows.keys() for folder in read):
+        seeds = [folder.seed for folder in read]
+        known = f", random_seed {', '.join(map(str, seeds))}" if None not in seeds else ""
+        return Summary(
+            columns, cells([folder.metrics for folder in read]), f"mean ± standard deviation of {len(read)} runs{known}"
+        )
+    title = f"{len(read)} folders joined" if len(read) > 1 else str(read[0].path)
+    return Summary(columns, cells([join(read)]), title)
 
 
 def write_joined(folders: Sequence[str | Path], out: str | Path) -> str:
     """Write metrics.json and table.txt of folders that share no class into `out`; returns the table. Raises as summarize."""
-    read = read_folders(folders)
-    columns = read[0].columns
-    results = {
-        f"{clsname}_{name}_{kind}": value
-        for clsname, row in join(read).items()
-        for (name, kind), value in zip(columns, row, strict=True)
-    }
-    metrics = {kind: [{"name": name} for name, of_kind in columns if of_kind == kind] for kind in METRIC_KINDS}
-    write_table(out, results, metrics)
-    return format_table(results, metrics)
+    results = join(read_folders(folders))
+    write_table(out, results)
+    return results.text()
 
 
 def read_folders(folders: Sequence[str | Path]) -> list[ResultFolder]:
@@ -69,8 +62,8 @@ def read_folders(folders: Sequence[str | Path]) -> list[ResultFolder]:
     for position, folder in enumerate(read):
         if folder.path.resolve() in [other.path.resolve() for other in read[:position]]:
             raise UserError(f"{folder.path}: is given twice")
-        if folder.columns != read[0].columns:
-            names, others = (", ".join(map(" ".join, f.columns)) for f in (folder, read[0]))
+        if folder.metrics.columns != read[0].metrics.columns:
+            names, others = (", ".join(map(" ".join, f.metrics.columns)) for f in (folder, read[0]))
             raise UserError(f"{folder.path}: has the metrics {names}, and {read[0].path} has {others}: they must be the same")
     return read
 
@@ -80,40 +73,32 @@ def read_folder(folder: str | Path) -> ResultFolder:
     path = folder / "metrics.json"
     if not path.is_file():
         raise UserError(f"{path}: there is no such file; evaluate with -e to write it")
-    columns, table = read_metrics(path)
-    if "mean" not in table or len(table) < 2:
+    metrics = read_metrics(path)
+    if not metrics.mean or not metrics.rows:
         raise UserError(f"{path}: holds no classes and their mean; {AGAIN}")
     run = read_run(folder / "run.json") if (folder / "run.json").is_file() else {}
-    return ResultFolder(folder, columns, table, table.pop("mean"), (run.get("config") or {}).get("random_seed"))
+    return ResultFolder(folder, metrics, (run.get("config") or {}).get("random_seed"))
 
 
-def of_runs(folders: Sequence[ResultFolder]) -> Summary:
-    seeds = [folder.seed for folder in folders]
-    known = f", random_seed {', '.join(map(str, seeds))}" if None not in seeds else ""
-    tables = [{**folder.classes, "mean": folder.mean} for folder in folders]
-    rows = {name: [list(cell) for cell in zip(*(table[name] for table in tables), strict=True)] for name in tables[0]}
-    return Summary(folders[0].columns, rows, f"mean ± standard deviation of {len(folders)} runs{known}")
+def cells(runs: Sequence[Results]) -> dict[str, list[list[float]]]:
+    """Of each class, "mean" last, and each column the number of every run."""
+    tables = [{**run.rows, "mean": run.mean} for run in runs]
+    return {name: [list(cell) for cell in zip(*(table[name] for table in tables), strict=True)] for name in tables[0]}
 
 
-def join(folders: Sequence[ResultFolder]) -> dict[str, list[float]]:
-    """The rows of all classes, sorted, and "mean", over those that have the number. Raises UserError for a class there twice."""
+def join(folders: Sequence[ResultFolder]) -> Results:
+    """The rows of all classes and their mean. Raises UserError for a class that is there twice."""
     owners: dict[str, Path] = {}
+    rows: dict[str, list[float]] = {}
     for folder in folders:
-        for clsname in folder.classes:
+        for clsname, row in folder.metrics.rows.items():
             if clsname in owners:
                 raise UserError(
                     f"the class '{clsname}' is in {owners[clsname]} and in {folder.path}, which have other classes too: "
                     "name runs over the same classes, or folders that share none"
                 )
-            owners[clsname] = folder.path
-    rows = dict(sorted((clsname, row) for folder in folders for clsname, row in folder.classes.items()))
-    return {**rows, "mean": [mean(column) for column in zip(*rows.values(), strict=True)]}
-
-
-def mean(numbers: Sequence[float]) -> float:
-    """Of those that are not nan; nan of none."""
-    there = [number for number in numbers if not math.isnan(number)]
-    return float(np.mean(there)) if there else math.nan
+            owners[clsname], rows[clsname] = folder.path, row
+    return Results.of(folders[0].metrics.columns, rows)
 
 
 def deviation(numbers: Sequence[float]) -> float:
@@ -124,9 +109,7 @@ def deviation(numbers: Sequence[float]) -> float:
 
 def cells_of(summary: Summary) -> tuple[list[str], list[list[str]]]:
     """Header and rows as text. A cell from fewer folders than there are says from how many."""
-    only_auc = all(kind == "auc" for _, kind in summary.columns)
-    header = ["clsname", *(name if only_auc else f"{name}_{kind}" for name, kind in summary.columns)]
-    return header, [[clsname, *map(format_numbers, row)] for clsname, row in summary.rows.items()]
+    return header(summary.columns), [[clsname, *map(format_numbers, row)] for clsname, row in summary.rows.items()]
 
 
 def format_numbers(numbers: Sequence[float]) -> str:
@@ -140,8 +123,8 @@ def format_text(summary: Summary) -> str:
 
 
 def format_markdown(summary: Summary) -> str:
-    header, rows = cells_of(summary)
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    titles, rows = cells_of(summary)
+    lines = [titles, ["---", *["---:"] * (len(titles) - 1)], *rows]
     return "\n".join([summary.title, "", *("| " + " | ".join(c.replace("|", "\\|") for c in line) + " |" for line in lines)])
 
 

@@ -22,7 +22,7 @@ from utils.evaluation.calibration import (
     rates_at,
     save_calibration,
 )
-from utils.evaluation.evaluate import align_table
+from utils.evaluation.results import align_table
 from utils.predict.batches import predict_batches
 from utils.predict.inputs import Item
 from utils.predict.predictor import Predictor

@@ -12,16 +12,9 @@ from datasets.build import build_dataset
 from models import build_network
 from models.losses import Criterion
 from utils.config import to_plain
-from utils.evaluation.evaluate import (
-    Evaluation,
-    compute_metrics,
-    evaluate,
-    format_table,
-    missing_metrics,
-    without_nan,
-    write_results,
-)
+from utils.evaluation.evaluate import Evaluation, compute_metrics, evaluate, write_results
 from utils.evaluation.intervals import bootstrap, format_intervals, write_intervals
+from utils.evaluation.results import Results, without_nan
 from utils.files import check_writable, write_text
 from utils.process.checkpoint import load_checkpoint, load_network_state
 from utils.process.distributed import Process, on_main
@@ -56,11 +49,11 @@ def evaluate_checkpoint(config: EasyDict, process: Process) -> None:
 
 
 def write_evaluation(
-    config: EasyDict, checkpoint: dict[str, Any], evaluation: Evaluation, results: dict[str, float], test_set: ImageDataset
+    config: EasyDict, checkpoint: dict[str, Any], evaluation: Evaluation, results: Results, test_set: ImageDataset
 ) -> None:
     """Log the results and write every result file: table, scores, intervals, the configured pictures, report. On rank 0 only."""
     write_results(config.evaluator.save_dir, evaluation, results, config.evaluator.metrics)
-    log_results(results, evaluation.losses.mean(), config)
+    log_results(results, evaluation.losses.mean())
     intervals = bootstrap(evaluation, config.evaluator.metrics, results)
     write_intervals(config.evaluator.save_dir, intervals)
     log.info("%s", format_intervals(intervals))
@@ -90,7 +83,7 @@ def write_report_of(config: EasyDict, checkpoint: dict[str, Any], evaluation: Ev
     return write_report(folder)
 
 
-def log_results(results: dict[str, float], loss: float, config: EasyDict) -> None:
-    log.info("test loss %.4f\n%s", loss, format_table(results, config.evaluator.metrics))
-    if missing := missing_metrics(results):
+def log_results(results: Results, loss: float) -> None:
+    log.info("test loss %.4f\n%s", loss, results.text())
+    if missing := results.missing():
         log.warning("no number for %s: images of one label only, or no masks", ", ".join(missing))

@@ -52,11 +52,12 @@ def train(config: EasyDict, process: Process, overwrite: bool = False) -> None:
         results = compute_metrics(evaluation, config.evaluator.metrics, process)
         if not process.is_main:
             return {}
-        log_results(results, evaluation.losses.mean(), config)
+        log_results(results, evaluation.losses.mean())
         write_results(config.evaluator.save_dir, evaluation, results, config.evaluator.metrics)
-        if math.isnan(results.get(key, math.nan)):  # its class may have had no image that could be read
+        numbers = results.numbers()
+        if math.isnan(numbers.get(key, math.nan)):  # its class may have had no image that could be read
             log.warning("evaluator.key_metric %s has no number, so no checkpoint is the best", key)
-        return results
+        return numbers
 
     trainer.train(build_loader(train_set, config, "train", process, seed), validate, val_freq, save_freq=val_freq)
     if process.is_main:

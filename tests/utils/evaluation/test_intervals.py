@@ -92,8 +92,8 @@ def test_the_interval_is_that_of_a_plain_loop_over_resamples():
 
 def test_every_metric_of_images_has_an_interval_around_its_value():
     evaluation = make_evaluation(["cup", "tile"], good=25, defective=30)
-    results = compute_metrics(evaluation, EVERY)
-    found = bootstrap(evaluation, EVERY, results)
+    metrics = compute_metrics(evaluation, EVERY)
+    found, results = bootstrap(evaluation, EVERY, metrics), metrics.numbers()
     pooled = {"pooled_mean_auc", "pooled_max_auc"}
     images = {key: value for key, value in results.items() if "_pixel_" not in key}
     assert found.keys() == images.keys() | pooled

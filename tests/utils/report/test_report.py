@@ -216,7 +216,7 @@ def test_ten_thousand_images_of_many_classes_fit(tmp_path: Path):
 
 def test_table_and_head_show_every_number(page: Page):
     evaluation = make_evaluation(["cup", "tile"])
-    results = compute_metrics(evaluation, METRICS)
+    results = compute_metrics(evaluation, METRICS).numbers()
     words = page.words()
     for clsname, counts in (("cup", " 4 5"), ("tile", " 4 5"), ("mean", "")):
         values = [f"{results[f'{clsname}_{name}_auc']:.4f}" for name in ("mean", "max", "pixel")]
