@@ -8,7 +8,7 @@ VENV_PYTHON = .venv/bin/python
 
 CLASS = nut
 
-.PHONY: help setup demo demo-vis test lint clean
+.PHONY: help setup demo demo-vis test lint docs clean
 
 help:   ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s%s\n", $$1, $$2}' Makefile
@@ -34,6 +34,10 @@ lint: .venv/.installed-tests   ## check the code only
 	$(VENV_PYTHON) -m ruff check .
 	.venv/bin/lint-imports
 
+docs: .venv/.installed-docs   ## build the documentation as a site, site/index.html
+	NO_MKDOCS_2_WARNING=1 $(VENV_PYTHON) -m mkdocs build --quiet --strict
+	@echo "documentation: site/index.html"
+
 clean:   ## remove the demo's data and results; .venv stays
 	rm -rf data/demo experiments/demo/feature_cache experiments/demo/checkpoints experiments/demo/log experiments/demo/result
 	rm -rf experiments/demo/train_vis_decoder/*/ experiments/demo/vis_*/log experiments/demo/vis_*/result
@@ -48,4 +52,8 @@ clean:   ## remove the demo's data and results; .venv stays
 
 .venv/.installed-tests: tests/requirements.txt .venv/.installed
 	@$(VENV_PYTHON) -m pip install --quiet --disable-pip-version-check -r tests/requirements.txt
+	@touch $@
+
+.venv/.installed-docs: docs/requirements.txt .venv/.installed
+	@$(VENV_PYTHON) -m pip install --quiet --disable-pip-version-check -r docs/requirements.txt
 	@touch $@

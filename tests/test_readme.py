@@ -1,14 +1,45 @@
-"""README.md is short, and every file, script and anchor that it names exists."""
+"""README.md is short and plain to follow: what it names exists."""
 
 import re
-from pathlib import Path
+import subprocess
+import sys
 
-ROOT = Path(__file__).resolve().parent.parent
+import pytest
+
+from tests.helpers.tiny import ROOT
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def test_every_file_and_folder_the_readme_names_exists() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    links = [link for link in re.findall(r"\]\(([^)#\s]+)\)", text) if "://" not in link]
-    assert links
-    for link in links:
-        assert (ROOT / link).exists(), link
+def test_it_is_short() -> None:
+    lines = README.splitlines()
+    assert len(lines) <= 200
+    assert [line for line in lines if len(line) > 120] == []
+
+
+def test_its_first_screen_says_what_to_type_and_own_photographs_come_early() -> None:
+    first_page = README.splitlines()[:60]
+    assert any("make demo" in line for line in first_page)
+    assert any(line.startswith("## Your own photographs") for line in first_page)
+
+
+def test_every_script_it_calls_exists() -> None:
+    scripts = re.findall(r"(?:sh|python) ((?:tools|experiments)/[\w/.-]+)", README)
+    assert scripts
+    for script in scripts:
+        assert (ROOT / script).is_file(), script
+
+
+def test_every_make_target_it_calls_exists() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for target in re.findall(r"(?:^    |`)make ([a-z-]+)", README, re.MULTILINE):
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+@pytest.mark.parametrize("tool", ["train_val", "predict", "calibrate", "export", "prepare_data"])
+def test_every_option_it_uses_is_one_of_the_tool(tool: str) -> None:
+    used = {option for line in README.splitlines() if f"tools/{tool}.py" in line for option in re.findall(r"(--\w+)", line)}
+    command = [sys.executable, str(ROOT / f"tools/{tool}.py"), "--help"]
+    kinds = [[*command[:-1], "folder", "--help"], command] if tool == "prepare_data" else [command]
+    shown = "".join(subprocess.run(kind, capture_output=True, text=True, check=True).stdout for kind in kinds)
+    assert [option for option in used if option not in shown] == []

@@ -1,8 +1,9 @@
-"""Evaluation: run a network over a test set, gather its outputs, and compute and write metrics and scores."""
+"""Evaluation: run a network over a test set in order, gather what it says, and report it as tables and files."""
 
 import csv
 import io
 import math
+import shutil
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -21,28 +22,32 @@ from models.reconstructions.uniad import enlarge
 from utils.errors import UserError
 from utils.evaluation.metrics import PIXEL, ScoreKey, evaluate_class, image_keys, image_score, wanted_metrics
 from utils.evaluation.naming import feature_names
-from utils.evaluation.results import Results, write_table
+from utils.evaluation.results import KINDS, Results
 from utils.files import write_atomically, write_text
 from utils.process.distributed import SINGLE_PROCESS, Process, gather_everywhere, to_device
 from utils.process.precision import autocast
 from utils.process.skipped import report_skipped
 
+GALLERY = "report_gallery"  # of the result folder: the pictures in its report
+INTERVALS = "intervals.json"  # of the result folder: see utils.evaluation.intervals
+
 
 @dataclass
 class Evaluation:
-    """A network's outputs for a test set, in the data set's order.
+    """What a network said of a test set, in the data set's order.
 
-    An anomaly map is kept as its small grid of distances, a mask as bits: `map` and `mask` return one at full size.
+    Of an anomaly map its small grid of distances is kept, which says everything, and of a mask its bits; `map` and `mask` give
+    them at full size, one at a time.
     """
 
     size: tuple[int, int]  # H, W of maps and masks
     indices: np.ndarray  # N, position in the data set
     grids: np.ndarray  # N x h x w float32, distances
-    packed_masks: np.ndarray  # N bytes objects, see pack_masks
+    packed_masks: np.ndarray  # N of bytes, see pack_masks
     labels: np.ndarray  # N of {0, 1}
     losses: np.ndarray  # N, the loss of the image's batch
-    clsnames: np.ndarray  # N strings
-    filenames: np.ndarray  # N strings
+    clsnames: np.ndarray  # N texts
+    filenames: np.ndarray  # N texts
 
     def __post_init__(self) -> None:
         self.known_scores: dict[ScoreKey, np.ndarray] = {}
@@ -52,14 +57,14 @@ class Evaluation:
 
     @classmethod
     def join(cls, parts: Sequence["Evaluation"]) -> "Evaluation":
-        """Join the parts, in the data set's order."""
+        """All parts as one, in the data set's order."""
         columns = [field.name for field in fields(cls) if field.name != "size"]
         joined = {name: np.concatenate([getattr(part, name) for part in parts]) for name in columns}
         order = np.argsort(joined["indices"])
         return cls(parts[0].size, **{name: values[order] for name, values in joined.items()})
 
     def map(self, position: int) -> np.ndarray:
-        """The anomaly map, HxW float32: the network's output `pred`."""
+        """The anomaly map, HxW float32, that the network gave as `pred`."""
         return enlarge(torch.from_numpy(self.grids[position])[None, None], self.size)[0, 0].numpy()
 
     def mask(self, position: int) -> np.ndarray:
@@ -77,7 +82,7 @@ class Evaluation:
         return float(min(lows)), float(max(highs))
 
     def scores(self, keys: Sequence[ScoreKey], process: Process = SINGLE_PROCESS) -> dict[ScoreKey, np.ndarray]:
-        """The image scores `keys`, N each, computed once. Every process must call it; they share the work."""
+        """The image scores `keys`, N each, computed once; with several processes each must call this, and they share the work."""
         if new := [key for key in keys if key not in self.known_scores]:
             maps = (self.map(position) for position in range(process.rank, len(self), process.world_size))
             share = np.array([[image_score(anomaly_map, *key) for key in new] for anomaly_map in maps], np.float64)
@@ -89,7 +94,7 @@ class Evaluation:
 
 
 def pack_masks(masks: np.ndarray) -> np.ndarray:
-    """NxHxW of {0, 1} as N bytes objects, a bit a pixel; an empty mask is b""."""
+    """NxHxW of {0, 1} as N bytes, eight pixels in each; none for an empty mask."""
     packed = np.packbits(masks.reshape(len(masks), -1) != 0, axis=1)  # N x HW/8
     return np.array([bits.tobytes() if bits.any() else b"" for bits in packed], dtype=object)
 
@@ -105,9 +110,9 @@ def evaluate(
 ) -> Evaluation:
     """Run the network in eval mode over every image of `loader`, whose sampler gives each process its own share.
 
-    Every process must call it, and gets the outputs of the whole set. With `recon_dir`, reconstructed features are saved as
-    <recon_dir>/<class>/<kind>/<name>.npy, Cxhxw float32, not standardised. Images that the loader skips are left out and logged.
-    Raises UserError naming an image whose map is not finite, and if all images were skipped.
+    Returns the whole set's outputs in every process, all of which must call it. With `recon_dir`, reconstructed features are
+    saved there as <class>/<kind>/<name>.npy, Cxhxw float32, not standardised. Images that the loader skips are in a line of the
+    log and nowhere else. Raises UserError naming the image for a map that is not finite, and where all images were skipped.
     """
     network.eval()
     parts = []
@@ -121,10 +126,10 @@ def evaluate(
             raise UserError(f"{batch['filename'][int(finite.int().argmin())]}: its anomaly map holds values that are not finite")
         if recon_dir is not None:
             neck = next(subnet for subnet in network.children() if isinstance(subnet, MFCN))
-            features = neck.in_backbone_units(outputs["feature_rec"])  # the input of a vis decoder
+            features = neck.in_backbone_units(outputs["feature_rec"])  # which vis decoders draw
             save_reconstructions(features, [Path(recon_dir) / names[index] for index in batch["index"]])
         parts.append(
-            Evaluation(  # copies: a tensor made by a worker keeps a file open as long as it lives
+            Evaluation(  # of copies: a tensor that a worker made keeps a file open for as long as it lives
                 size=tuple(outputs["pred"].shape[2:]),
                 indices=batch["index"].numpy().copy(),
                 grids=grids.numpy(),
@@ -142,33 +147,34 @@ def evaluate(
 
 
 def save_reconstructions(feature_rec: Tensor, paths: Sequence[Path]) -> None:
-    """feature_rec: BxCxhxw. Writes one file an image, <path>.npy, Cxhxw float32."""
+    """feature_rec: BxCxhxw; one file an image, <path>.npy, Cxhxw float32."""
     for features, path in zip(feature_rec.float().cpu().numpy(), paths, strict=True):
         write_atomically(f"{path}.npy", lambda file, features=features: np.save(file, features))
 
 
 def compute_metrics(evaluation: Evaluation, metrics: dict[str, Any], process: Process = SINGLE_PROCESS) -> Results:
-    """The metrics of evaluate_maps, as a table. Every process must call it; they share the work."""
+    """The metrics of evaluate_maps. With several processes each must call this, and they share the work."""
     wanted = wanted_metrics(metrics)
     scores = evaluation.scores(image_keys(wanted), process)
     classes = [clsname for clsname, _ in Counter(evaluation.clsnames.tolist()).most_common()]
     values = {}
-    for clsname in classes[process.rank :: process.world_size]:  # each process gets large and small classes
+    for clsname in classes[process.rank :: process.world_size]:  # each process has large ones and small ones
         chosen = np.flatnonzero(evaluation.clsnames == clsname)
         values[clsname] = evaluate_class(
             chosen, lambda i: (evaluation.map(i), evaluation.mask(i)), evaluation.labels, scores, wanted
         )
-    shares = gather_everywhere(values, process)
-    return Results.of_classes(list(wanted), {clsname: row for share in shares for clsname, row in share.items()})
+    rows = {c: v for share in gather_everywhere(values, process) for c, v in share.items()}
+    return Results.of([(name, kind) for kind, (name, _) in wanted], rows)
 
 
 def score_columns(metrics: dict[str, Any]) -> dict[str, ScoreKey]:
-    """The configured image scores by name; if one has several windows, the last."""
-    return {key[0]: key for key in wanted_metrics(metrics).values() if key != PIXEL}
+    """The image scores that are configured, by name; of several windows the last."""
+    wanted = wanted_metrics({kind: metrics.get(kind) for kind in KINDS})
+    return {key[0]: key for _, key in wanted if key != PIXEL}
 
 
 def write_results(folder: str | Path, evaluation: Evaluation, results: Results, metrics: dict[str, Any]) -> None:
-    """Write metrics.json, table.txt and scores.csv (a line an image) into the result folder."""
+    """Write metrics.json, table.txt and scores.csv, a line an image, into the result folder."""
     write_table(folder, results)
     columns = score_columns(metrics)
     scores = [[f"{value:.8g}" for value in values] for values in evaluation.scores(list(columns.values())).values()]
@@ -177,3 +183,12 @@ def write_results(folder: str | Path, evaluation: Evaluation, results: Results, 
     writer.writerow(["filename", "clsname", "label", *columns])
     writer.writerows(zip(evaluation.filenames, evaluation.clsnames, evaluation.labels, *scores, strict=True))
     write_text(Path(folder) / "scores.csv", text.getvalue())
+
+
+def write_table(folder: str | Path, results: Results) -> None:
+    """Write metrics.json and table.txt into the result folder, and remove what else an earlier evaluation wrote."""
+    folder = Path(folder)
+    for name in ("report.html", "run.json", "scores.csv", INTERVALS):
+        (folder / name).unlink(missing_ok=True)
+    shutil.rmtree(folder / GALLERY, ignore_errors=True)
+    results.write(folder)

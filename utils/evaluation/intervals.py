@@ -1,111 +1,114 @@
 """Bootstrap intervals of image metrics: how far the numbers would move with other test images of the same kind.
 
 The images of each class and label are drawn with replacement, as many as there are. The interval of a metric lies between the
-percentiles of its values over such resamples. It does not cover another training run: for that see tools/summarize.py.
+percentiles of its values over such resamples. Training the network again moves the numbers too: see tools/summarize.py.
 """
 
+import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from utils.evaluation.evaluate import Evaluation
-from utils.evaluation.metrics import METRICS, PIXEL, Ranking, image_keys, rank_images, wanted_metrics
-from utils.evaluation.results import Column, Interval, Intervals, Results, align_table, header
+from utils.evaluation.evaluate import INTERVALS, Evaluation
+from utils.evaluation.metrics import METRICS, PIXEL, Ranking, ScoreKey, image_keys, rank_images, wanted_metrics
+from utils.evaluation.results import Results
+from utils.files import write_text
 
 RESAMPLES, CONFIDENCE, SEED = 1000, 0.95, 0
-ROWS, CELLS = 325, 1_000_000  # of a block of resamples at most; the random numbers depend on the blocks
 
 
-def bootstrap(evaluation: Evaluation, metrics: dict[str, Any], results: Results) -> Intervals:
-    """The intervals of the image metrics in `results`; for several classes also of the pooled AUROCs.
+@dataclass(frozen=True)
+class Interval:
+    """A metric of the images as they are, and the percentiles of its values over resamples."""
 
-    A pooled AUROC ranks the images of all classes together by an image score, as one threshold for all classes does.
+    value: float
+    low: float
+    high: float
+
+
+def bootstrap(evaluation: Evaluation, metrics: dict[str, Any], results: Results) -> dict[str, Interval | None]:
+    """The intervals of the image metrics among `results`, those of compute_metrics; of several classes also the pooled ones.
+
+    pooled_<name>_auc is the AUROC of the images of all classes under one threshold. None: the metric has no number.
     """
-    wanted = {column: key for column, key in wanted_metrics(metrics).items() if key != PIXEL}
-    by_key = evaluation.scores(image_keys(wanted))
-    scores = {column: by_key[key] for column, key in wanted.items()}
-    labels, clsnames, rng = evaluation.labels, evaluation.clsnames, np.random.default_rng(SEED)
-    intervals, draws = {}, {column: [] for column in wanted}
-    for clsname, values in results.classes.items():
-        chosen = clsnames == clsname
-        resampled = resample({column: of[chosen] for column, of in scores.items()}, labels[chosen], labels[chosen], rng)
-        for column, value in zip(results.columns, values, strict=True):
-            if column in wanted:
-                intervals[clsname, column] = interval(value, resampled[column])
-                draws[column] += [] if math.isnan(value) else [resampled[column]]
-    for column, value in zip(results.columns, results.mean, strict=True):
-        if column in wanted:
-            intervals["mean", column] = interval(value, np.mean(draws[column], axis=0) if draws[column] else None)
-    if len(results.classes) > 1:
-        pooled = {Column(column.score, "auc"): of for column, of in scores.items()}
-        strata = 2 * np.unique(clsnames.astype(str), return_inverse=True)[1] + (labels != 0)
-        for column, resampled in resample(pooled, labels, strata, rng).items():
-            ranking = rank_images(pooled[column], labels)
-            intervals["pooled", column] = interval(float(METRICS["auc"](ranking)) if ranking else math.nan, resampled)
-    return intervals
+    wanted = [(kind, key) for kind, key in wanted_metrics(metrics) if key != PIXEL]
+    if not wanted:
+        return {}
+    names = [f"{name}_{kind}" for kind, (name, _) in wanted]
+    scores, labels, clsnames = evaluation.scores(image_keys(wanted)), evaluation.labels, evaluation.clsnames
+    rng, numbers = np.random.default_rng(SEED), results.numbers()
+    intervals, of_classes = {}, {name: [] for name in names}
+    for clsname in sorted(set(clsnames.tolist())):
+        chosen = np.flatnonzero(clsnames == clsname)
+        of_class = {key: values[chosen] for key, values in scores.items()}
+        for name, values in zip(names, resample(of_class, labels[chosen], labels[chosen], wanted, rng), strict=True):
+            intervals[f"{clsname}_{name}"] = found = interval(numbers[f"{clsname}_{name}"], values)
+            of_classes[name] += [values] if found else []
+    for name, values in of_classes.items():
+        intervals[f"mean_{name}"] = interval(numbers[f"mean_{name}"], np.mean(values, axis=0) if values else None)
+    return intervals | pooled_intervals(scores, labels, clsnames, rng)
 
 
-def interval(value: float, draws: np.ndarray | None) -> Interval | None:
-    """draws: the metric's values over resamples. None if `value` is nan."""
-    if math.isnan(value):
-        return None
-    tail = 50 * (1 - CONFIDENCE)
-    low, high = np.percentile(draws, [tail, 100 - tail])
-    return Interval(value, float(low), float(high))
+def pooled_intervals(
+    scores: Mapping[ScoreKey, np.ndarray], labels: np.ndarray, clsnames: np.ndarray, rng: np.random.Generator
+) -> dict[str, Interval | None]:
+    """Those of pooled_<name>_auc; none for one class. scores: N each; labels, clsnames: N."""
+    classes, numbers = np.unique(clsnames.astype(str), return_inverse=True)
+    if len(classes) == 1:
+        return {}
+    wanted = [("auc", key) for key in scores]
+    values = resample(scores, labels, 2 * numbers + (labels != 0), wanted, rng)
+    whole = [metric_of(rank_images(of_key, labels), "auc") for of_key in scores.values()]
+    return {f"pooled_{key[0]}_auc": interval(*found) for (_, key), *found in zip(wanted, whole, values, strict=True)}
 
 
 def resample(
-    scores: Mapping[Column, np.ndarray], labels: np.ndarray, strata: np.ndarray, rng: np.random.Generator
-) -> dict[Column, np.ndarray]:
-    """RESAMPLES values of each column's metric. scores, labels, strata: n; images are drawn within their stratum."""
-    blocks = []
-    for counts in draw(strata, rng):
-        with np.errstate(divide="ignore", invalid="ignore"):  # nan if only one label occurs
-            blocks.append([METRICS[column.kind](rank_resamples(of, labels, counts)) for column, of in scores.items()])
-    return dict(zip(scores, np.concatenate(blocks, axis=1), strict=True)) if scores else {}
-
-
-def draw(strata: np.ndarray, rng: np.random.Generator) -> Iterator[np.ndarray]:
-    """How often each image is drawn, in blocks of C x n: RESAMPLES rows in all. strata: n."""
+    scores: Mapping[ScoreKey, np.ndarray],
+    labels: np.ndarray,
+    strata: np.ndarray,
+    wanted: Sequence[tuple[str, ScoreKey]],
+    rng: np.random.Generator,
+) -> np.ndarray:
+    """The metrics `wanted` of each resample, len(wanted) x RESAMPLES. scores: n each; labels, strata: n."""
     groups = [np.flatnonzero(strata == stratum) for stratum in np.unique(strata)]
-    rows = max(1, min(ROWS, CELLS // len(strata)))
-    for start in range(0, RESAMPLES, rows):
-        count = min(rows, RESAMPLES - start)
-        counts = np.empty((count, len(strata)), np.int32)
-        for group in groups:
-            size = len(group)
-            cells = rng.integers(size, size=(count, size)) + size * np.arange(count)[:, None]
-            counts[:, group] = np.bincount(cells.ravel(), minlength=count * size).reshape(count, size)
-        yield counts
+    values = np.empty((len(wanted), RESAMPLES))
+    for column in range(RESAMPLES):
+        drawn = np.concatenate([group[rng.integers(len(group), size=len(group))] for group in groups])
+        rankings = {key: rank_images(of_key[drawn], labels[drawn]) for key, of_key in scores.items()}
+        values[:, column] = [metric_of(rankings[key], kind) for kind, key in wanted]
+    return values
 
 
-def rank_resamples(scores: np.ndarray, labels: np.ndarray, counts: np.ndarray) -> Ranking:
-    """The rankings of C resamples at all distinct scores. scores, labels: n; counts: C x n, how often each image is drawn."""
-    order = np.argsort(-scores, kind="stable")
-    falling, defective, drawn = scores[order], labels[order] != 0, counts[:, order]
-    ends = np.flatnonzero(np.append(falling[1:] != falling[:-1], True))  # the last image of each threshold
-    true_positives = np.cumsum(drawn * defective, axis=1)[:, ends]
-    false_positives = np.cumsum(drawn * ~defective, axis=1)[:, ends]
-    positives = np.count_nonzero(defective)  # in each resample too: the strata keep the labels
-    return Ranking(
-        true_positives=true_positives,
-        false_positives=false_positives,
-        false_positives_before=np.pad(false_positives[:, :-1], ((0, 0), (1, 0))),
-        overlap=true_positives / positives,
-        positives=positives,
-        negatives=len(defective) - positives,
-    )
+def metric_of(ranking: Ranking | None, kind: str) -> float:
+    """The metric of a ranking; nan where only one label occurs."""
+    return math.nan if ranking is None else METRICS[kind](ranking)
 
 
-def format_intervals(intervals: Intervals) -> str:
-    """A table of the means and the pooled numbers, each with its interval; "" if there are none."""
+def interval(value: float, resampled: np.ndarray | None) -> Interval | None:
+    """resampled: the metric's values over resamples. None where `value` is nan."""
+    if math.isnan(value):
+        return None
+    tail = 50 * (1 - CONFIDENCE)
+    low, high = np.percentile(resampled, [tail, 100 - tail])
+    return Interval(value, float(low), float(high))
+
+
+def write_intervals(folder: str | Path, intervals: Mapping[str, Interval | None]) -> None:
+    """Write intervals.json into the result folder: by key value, low and high, or null."""
+    content = {key: asdict(found) if found else None for key, found in intervals.items()}
+    write_text(Path(folder) / INTERVALS, json.dumps(content, indent=1) + "\n")
+
+
+def format_intervals(intervals: Mapping[str, Interval | None]) -> str:
+    """A line of the means and one of the pooled numbers, each with its interval."""
     titles = {"mean": "mean of the classes", "pooled": "all classes, one threshold"}
-    columns = list(dict.fromkeys(column for row, column in intervals if row in titles))
-    rows = []
+    lines = []
     for row, title in titles.items():
-        found = [intervals.get((row, column)) for column in columns]
-        if any(found):
-            rows.append([title, *(f"{i.value:.4f} ({i.low:.3f}–{i.high:.3f})" if i else "–" for i in found)])
-    return f"95 % intervals\n{align_table(['', *header(columns)[1:]], rows)}" if rows else ""
+        found = {key.removeprefix(f"{row}_").removesuffix("_auc"): i for key, i in intervals.items() if key.startswith(f"{row}_")}
+        if cells := [f"{name} {i.value:.4f} ({i.low:.3f}–{i.high:.3f})" for name, i in found.items() if i]:
+            lines.append(f"{title}, 95 % interval: {', '.join(cells)}")
+    return "\n".join(lines)

@@ -1,7 +1,8 @@
-"""Detection metrics: exact, pure functions on arrays. Equal scores are one threshold.
+"""Detection metrics: exact, pure functions on arrays. Equal scores are one threshold throughout.
 
-All metrics are computed from one ranking of a class's pixels or images. Positives are few, and between two of their scores only
-false positives are added. So the negatives are sorted once, and counts are taken at the scores of the positives.
+Every metric follows from one ranking of a class's pixels (or images), which they share. Positives are few, and a curve changes
+course only at their scores: in between, nothing but false positives are added. So negatives are only sorted, and counts are
+taken at the scores of the positives.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,30 +13,30 @@ import cv2
 import numpy as np
 
 from utils.errors import UserError
-from utils.evaluation.results import Column, Results
+from utils.evaluation.results import Results
 
 AUPRO_LIMIT = 0.3  # false-positive rate up to which the per-region overlap is integrated
-AREA_BITS = (1 << 29) - 1  # the bits of a float64 that are zero for every float32 value
+AREA_BITS = (1 << 29) - 1  # of a float64, those that the value of a float32 leaves zero
 
-# What is ranked: an image score, given by its name and avgpool_size, or the pixels themselves.
+# What is ranked: an image score, said by its name and avgpool_size, or the pixels themselves.
 ScoreKey = tuple[str, tuple[int, int] | None]
 PIXEL: ScoreKey = ("pixel", None)
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """Counts at K thresholds from high to low, among them each distinct score of a positive; C x K for C resamples."""
+    """Counts at K thresholds, the distinct scores of the positives, from the highest to the lowest."""
 
-    true_positives: np.ndarray  # positives at or above the threshold
-    false_positives: np.ndarray  # negatives at or above it
-    false_positives_before: np.ndarray  # negatives above it; the difference has equal scores
-    overlap: np.ndarray  # share of a region at or above it, averaged over regions; the last is 1
+    true_positives: np.ndarray  # K, positives at or above the threshold
+    false_positives: np.ndarray  # K, negatives at or above it
+    false_positives_before: np.ndarray  # K, negatives above it; the difference is tied with positives
+    overlap: np.ndarray  # K, share of a region at or above it, averaged over regions; the last is 1
     positives: int
     negatives: int
 
 
 def rank(negatives: np.ndarray, positives: np.ndarray, areas: np.ndarray) -> Ranking:
-    """Sort and count. negatives: N scores, sorted in place; positives: P scores; areas: P, the area of each one's region."""
+    """Sort and count. negatives: N scores, sorted in place; positives: P scores; areas: P, the size of each one's region."""
     negatives.sort()
     scores, areas = sort_pairs(positives, areas)
     ends = np.flatnonzero(np.append(scores[1:] != scores[:-1], True))  # K, the last positive of each threshold
@@ -52,11 +53,11 @@ def rank(negatives: np.ndarray, positives: np.ndarray, areas: np.ndarray) -> Ran
 
 
 def sort_pairs(scores: np.ndarray, areas: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Sort both from high to low score, equal scores by area: sums of shares then do not depend on the order of pixels."""
+    """Both from the highest score to the lowest, and equal scores by area: sums of shares depend on no order of pixels."""
     if np.result_type(scores, np.float32) != np.float32:
         order = np.lexsort((areas, scores))[::-1]
         return scores[order], areas[order]
-    # The area fits into the unused bits of the score, so one sort of plain numbers sorts both. Adding 0.0 turns -0.0 into 0.
+    # With the area in the bits that a float32 leaves, one sort of plain numbers does for both; + 0.0 makes -0.0 zero.
     packed = (scores.astype(np.float64) + 0.0).view(np.int64) | areas
     packed.view(np.float64).sort()
     packed = packed[::-1]
@@ -64,32 +65,28 @@ def sort_pairs(scores: np.ndarray, areas: np.ndarray) -> tuple[np.ndarray, np.nd
     return (packed - areas).view(np.float64), areas
 
 
-# auroc, average_precision and f1_max reduce the last axis: a number for one ranking, C numbers for C resamples.
-
-
-def auroc(ranking: Ranking) -> np.ndarray:
-    """Area under the receiver operating characteristic, not flipped where it is below 0.5."""
+def auroc(ranking: Ranking) -> float:
+    """Area under the receiver operating characteristic, as it is: below 0.5 where scores rank the wrong way."""
     steps = np.diff(ranking.true_positives, prepend=0)
-    twice_lost = np.sum(steps * (ranking.false_positives_before + ranking.false_positives), axis=-1)  # pairs; a tie loses half
-    return 1 - twice_lost / (2 * ranking.positives * ranking.negatives)
+    twice_lost = np.sum(steps * (ranking.false_positives_before + ranking.false_positives))  # pairs; a tie loses half
+    return 1 - int(twice_lost) / (2 * ranking.positives * ranking.negatives)
 
 
-def average_precision(ranking: Ranking) -> np.ndarray:
+def average_precision(ranking: Ranking) -> float:
     """Precision at each threshold, weighted by the step in recall."""
-    called = ranking.true_positives + ranking.false_positives
-    precision = ranking.true_positives / np.maximum(called, 1)  # a resample may lack the highest scores
-    return np.sum(np.diff(ranking.true_positives, prepend=0) * precision, axis=-1) / ranking.positives
+    precision = ranking.true_positives / (ranking.true_positives + ranking.false_positives)
+    return float(np.sum(np.diff(ranking.true_positives, prepend=0) * precision) / ranking.positives)
 
 
-def f1_max(ranking: Ranking) -> np.ndarray:
+def f1_max(ranking: Ranking) -> float:
     """The largest F1 over all thresholds."""
     called = ranking.true_positives + ranking.false_positives
-    return np.max(2 * ranking.true_positives / (called + ranking.positives), axis=-1)
+    return float(np.max(2 * ranking.true_positives / (called + ranking.positives)))
 
 
 def aupro(ranking: Ranking) -> float:
-    """Per-region overlap, averaged over regions, integrated to a false-positive rate of 0.3 and divided by it. One ranking."""
-    # Each threshold adds two corners to the curve: it is flat up to the false positives before, then straight through the ties.
+    """Per-region overlap, averaged over regions, integrated to a false-positive rate of 0.3 and divided by it."""
+    # A threshold adds two corners to the curve: flat as far as the false positives before it, then straight through its ties.
     false_positives = np.stack([ranking.false_positives_before, ranking.false_positives], axis=1).ravel()  # 2K
     fpr = np.concatenate([[0.0], false_positives / ranking.negatives, [1.0]])
     overlap = np.concatenate([[0.0, 0.0], np.repeat(ranking.overlap, 2)])
@@ -103,7 +100,7 @@ METRICS = {"auc": auroc, "ap": average_precision, "f1max": f1_max, "aupro": aupr
 
 
 def image_score(anomaly_map: np.ndarray, name: str, avgpool_size: Sequence[int] | None = None) -> np.floating:
-    """The score of a map, HxW. name: mean, std (of the population) or max; with `avgpool_size` of the means of such windows."""
+    """The score of an image, HxW. name: mean, std (of the population), or max, over the means of `avgpool_size` windows."""
     if name == "mean":
         return anomaly_map.mean(dtype=np.float64)
     if name == "std":
@@ -114,19 +111,19 @@ def image_score(anomaly_map: np.ndarray, name: str, avgpool_size: Sequence[int] 
     rows, columns = h - height + 1, w - width + 1  # positions of the window
     if rows < 1 or columns < 1:
         raise UserError(f"avgpool_size {height}x{width} is larger than the maps ({h}x{w})")
-    # With the anchor at its first pixel, the window lies inside the map at the first rows and columns. Running sums in float64
-    # depend on the place; rounded to the maps' precision, windows of equal content have equal means again.
+    # Anchored at its first pixel, the window lies inside the image at the first rows and columns. Its sums run on in float64;
+    # in the precision of the maps, windows of equal content have equal means again.
     means = cv2.boxFilter(anomaly_map.astype(np.float64), -1, (width, height), anchor=(0, 0))
     return means[:rows, :columns].max().astype(np.result_type(anomaly_map.dtype, np.float32))
 
 
 def image_scores(maps: np.ndarray, name: str, avgpool_size: Sequence[int] | None = None) -> np.ndarray:
-    """The scores of maps NxHxW, N; see image_score."""
+    """One score an image, N, of maps NxHxW; see image_score."""
     return np.array([image_score(anomaly_map, name, avgpool_size) for anomaly_map in maps])
 
 
 def region_areas(mask: np.ndarray) -> np.ndarray:
-    """The area of the 8-connected region of each mask pixel, P, in the order of anomaly_map[mask]. mask: HxW bool."""
+    """The size of the 8-connected region of each mask pixel, P, in the order of anomaly_map[mask]. mask: HxW bool."""
     _, numbers = cv2.connectedComponents(mask.view(np.uint8), connectivity=8)
     numbers = numbers[mask]
     return np.bincount(numbers)[numbers]
@@ -139,17 +136,17 @@ def evaluate_maps(
     clsnames: Sequence[str],
     metrics: Mapping[str, Sequence[Mapping[str, Any]]],
 ) -> dict[str, float]:
-    """Every metric of a configuration's `evaluator.metrics`, for each class and as the mean over classes.
+    """Every number of a configuration's `evaluator.metrics`, by class and as the mean over classes.
 
     Args:
-        maps: NxHxW float32, anomaly maps; other real types keep their precision.
-        masks: NxHxW of {0, 1}. A defective image with an empty mask counts in image metrics and is left out of pixel metrics.
+        maps: NxHxW float32, anomaly maps. Other real types are taken as they are.
+        masks: NxHxW of {0, 1}. A defective image whose mask is empty counts in image metrics and is left out of pixel metrics.
         labels: N of {0, 1}, the data set's.
         clsnames: N class names.
         metrics: by kind (auc, ap, f1max, aupro) a list of {"name": mean|std|max|pixel, "kwargs": {"avgpool_size"}}.
 
-    Returns {"<class>_<name>_<kind>": value}, classes sorted, then "mean_<name>_<kind>". A class with one label only has nan and
-    is left out of the mean. One class is computed after another, with a copy of its pixels in memory.
+    Returns {"<class>_<name>_<kind>": value}, classes sorted, then "mean_<name>_<kind>". A class in which only one label occurs
+    has nan and is left out of the mean. Classes are done one after another, with a copy of one class's pixels in memory.
     Raises UserError naming the index of the first map that holds a value that is not finite.
     """
     labels, clsnames = np.asarray(labels), np.asarray(clsnames)
@@ -162,22 +159,22 @@ def evaluate_maps(
     for clsname in set(clsnames.tolist()):
         chosen = np.flatnonzero(clsnames == clsname)
         values[clsname] = evaluate_class(chosen, lambda index: (maps[index], masks[index]), labels, scores, wanted)
-    return Results.of_classes(list(wanted), values).to_dict()
+    return Results.of([(name, kind) for kind, (name, _) in wanted], values).numbers()
 
 
-def wanted_metrics(metrics: Mapping[str, Sequence[Mapping[str, Any]] | None]) -> dict[Column, ScoreKey]:
-    """The columns that a configuration asks for, in its order, and what each ranks."""
-    wanted = {}
+def wanted_metrics(metrics: Mapping[str, Sequence[Mapping[str, Any]] | None]) -> list[tuple[str, ScoreKey]]:
+    """A configuration's metrics in its order: the kind, and the score that it is of."""
+    wanted = []
     for kind, scores in metrics.items():
         for score in scores or ():
             avgpool_size = (score.get("kwargs") or {}).get("avgpool_size") if score["name"] == "max" else None
-            wanted[Column(score["name"], kind)] = (score["name"], tuple(avgpool_size) if avgpool_size else None)
+            wanted.append((kind, (score["name"], tuple(avgpool_size) if avgpool_size else None)))
     return wanted
 
 
-def image_keys(wanted: Mapping[Column, ScoreKey]) -> list[ScoreKey]:
-    """The image scores among them, each once."""
-    return [key for key in dict.fromkeys(wanted.values()) if key != PIXEL]
+def image_keys(wanted: Sequence[tuple[str, ScoreKey]]) -> list[ScoreKey]:
+    """The image scores that metrics are of, each once."""
+    return list(dict.fromkeys(key for _, key in wanted if key != PIXEL))
 
 
 def evaluate_class(
@@ -185,23 +182,21 @@ def evaluate_class(
     read: Callable[[int], tuple[np.ndarray, np.ndarray]],
     labels: np.ndarray,
     scores: Mapping[ScoreKey, np.ndarray],
-    wanted: Mapping[Column, ScoreKey],
+    wanted: Sequence[tuple[str, ScoreKey]],
 ) -> list[float]:
-    """The metrics of one class, in the order of `wanted`. Metrics of the same score share its ranking.
+    """The numbers of one class, as in `wanted`; what needs the same ranking shares it.
 
-    chosen: positions of the class's images; read: returns map and mask, HxW, at a position; labels: N; scores: N for each image
-    score in `wanted`.
+    chosen: positions of the class's images; read: map and mask, HxW, of the image at a position; labels: N; scores: N of each
+    image score in `wanted`.
     """
     rankings = {key: rank_images(values[chosen], labels[chosen]) for key, values in scores.items()}
-    if PIXEL in wanted.values():
+    if any(key == PIXEL for _, key in wanted):
         rankings[PIXEL] = rank_pixels(map(read, chosen), labels[chosen])
-    return [
-        float("nan") if rankings[key] is None else float(METRICS[column.kind](rankings[key])) for column, key in wanted.items()
-    ]
+    return [float("nan") if rankings[key] is None else METRICS[kind](rankings[key]) for kind, key in wanted]
 
 
 def rank_images(scores: np.ndarray, labels: np.ndarray) -> Ranking | None:
-    """scores, labels: n. None if only one label occurs."""
+    """scores, labels: n. None where only one label occurs."""
     defective = labels != 0
     if defective.all() or not defective.any():
         return None
@@ -209,10 +204,10 @@ def rank_images(scores: np.ndarray, labels: np.ndarray) -> Ranking | None:
 
 
 def rank_pixels(images: Iterable[tuple[np.ndarray, np.ndarray]], labels: np.ndarray) -> Ranking | None:
-    """images: n maps and masks, HxW, of one class; labels: n. None if the masks that count are all empty or all full."""
+    """images: n maps and masks, HxW, of one class; labels: n. None where the masks that count are all empty or all full."""
     negatives, count, positives, areas = np.empty(0), 0, [], []
     for (anomaly_map, mask), label in zip(images, labels, strict=True):
-        if not len(negatives):  # allocated for all pixels once their number and type are known; untouched pages take no memory
+        if not len(negatives):  # room for all pixels, once their number and type are known; what stays unused takes no memory
             negatives = np.empty(len(labels) * anomaly_map.size, anomaly_map.dtype)
         mask = mask != 0
         if mask.any():

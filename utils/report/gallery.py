@@ -12,8 +12,7 @@ import numpy as np
 
 from datasets.base import ImageDataset
 from utils.errors import UserError
-from utils.evaluation.evaluate import Evaluation, score_columns
-from utils.evaluation.results import GALLERY, split_key
+from utils.evaluation.evaluate import GALLERY, Evaluation, score_columns
 from utils.report.drawing import heat_map, normalise
 
 PICKS = ("most", "least", "good_highest", "defective_lowest")
@@ -25,7 +24,7 @@ LARGEST = 256  # pixels, the longer side of a picture
 def headline_score(metrics: dict[str, Any], key_metric: str | None) -> str | None:
     """The image score to quote: the key metric's, else max, else the first configured; None if there are pixel metrics only."""
     names = list(score_columns(metrics))
-    key = split_key(key_metric)[1].score if key_metric else None
+    key = key_metric.rsplit("_", 2)[1] if key_metric else None
     return next((name for name in (key, "max", *names) if name in names), None)
 
 

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,16 @@ from markupsafe import Markup
 
 from utils.errors import UserError
 from utils.evaluation.calibration import rates_at
+from utils.evaluation.evaluate import GALLERY
 from utils.evaluation.metrics import Ranking, auroc, rank_images
-from utils.evaluation.results import AGAIN, GALLERY, KINDS, Column, Interval
+from utils.evaluation.results import AGAIN
 from utils.files import write_text
 from utils.report import plots
 from utils.report.result_folder import Result, Scores, read_result
 
 HERE = Path(__file__).parent
 ROWS, HISTOGRAMS, CURVES = 1000, 60, 48  # the most classes in table, histograms and ROC curves; those with low AUROC are kept
+KINDS = {"auc": "AUROC", "ap": "AP", "f1max": "F1-max", "aupro": "AUPRO"}
 PICKS = {
     "most": ("Most anomalous", None),
     "least": ("Least anomalous", None),
@@ -69,8 +72,9 @@ def format_metric(value: float) -> str:
     return "–" if math.isnan(value) else f"{value:.4f}"
 
 
-def format_interval(interval: Interval) -> str:
-    return f"{interval.low:.3f}–{interval.high:.3f}"
+def format_interval(interval: tuple[float, float, float]) -> str:
+    """interval: value, low, high."""
+    return "{1:.3f}–{2:.3f}".format(*interval)
 
 
 def format_score(value: float) -> str:
@@ -98,12 +102,12 @@ def rank_classes(scores: Scores, score: str) -> dict[str, Ranking | None]:
 def overview(result: Result, score: str | None) -> list[tuple[str, str, str]]:
     """Title, value and remark of the numbers at the head of the page."""
     tiles = []
-    means = dict(zip(result.results.columns, result.results.mean, strict=True)) if result.results else {}
+    means = dict(zip(result.metrics.columns, result.metrics.mean, strict=False))
     for name, title in ((score, f"Image AUROC, {score}"), ("pixel", "Pixel AUROC")):
-        if (column := Column(name, "auc")) in means:
-            interval = result.intervals.get(("mean", column))
+        if (name, "auc") in means:
+            interval = result.intervals.get(f"mean_{name}_auc")
             remark = f"mean of the classes, 95 %: {format_interval(interval)}" if interval else "mean of the classes"
-            tiles.append((title, format_metric(means[column]), remark))
+            tiles.append((title, format_metric(means[name, "auc"]), remark))
     if result.scores:
         defective, total = int(result.scores.labels.sum()), len(result.scores.labels)
         tiles.append(("Test images", f"{total:,}", f"{total - defective:,} good, {defective:,} defective"))
@@ -113,12 +117,13 @@ def overview(result: Result, score: str | None) -> list[tuple[str, str, str]]:
 
 def table(result: Result, gallery: dict[str, Any]) -> dict[str, Any]:
     """The results table: a cell is a value and its interval; the mean, and for several classes pooled AUROCs, form the foot."""
-    if result.results is None:
+    metrics, intervals = result.metrics, result.intervals
+    if not metrics.columns:
         return {}
-    columns, intervals = result.results.columns, result.intervals
+    keys = [f"{name}_{kind}" for name, kind in metrics.columns]
 
-    def cells(row: str, values: list[float]) -> list[tuple[float, Interval | None]]:
-        return [(value, intervals.get((row, column))) for column, value in zip(columns, values, strict=True)]
+    def cells(row: str, values: Sequence[float]) -> list[tuple[float, tuple[float, float, float] | None]]:
+        return [(value, intervals.get(f"{row}_{key}")) for key, value in zip(keys, values, strict=True)]
 
     ids = {entry["name"]: entry["id"] for entry in gallery.get("classes", ())}
     counts: dict[str, list[int]] = {}
@@ -127,13 +132,13 @@ def table(result: Result, gallery: dict[str, Any]) -> dict[str, Any]:
             counts.setdefault(clsname, [0, 0])[label] += 1
     rows = [
         {"name": clsname, "id": ids.get(clsname), "counts": counts.get(clsname, "––"), "cells": cells(clsname, values)}
-        for clsname, values in result.results.classes.items()
+        for clsname, values in metrics.rows.items()
     ]
-    foot = {"mean": cells("mean", result.results.mean)}
-    pooled = [intervals.get(("pooled", column)) for column in columns]
+    foot = {"mean": cells("mean", metrics.mean)} if metrics.mean else {}
+    pooled = [intervals.get(f"pooled_{key}") for key in keys]
     if any(pooled):
-        foot["one threshold"] = [(interval.value if interval else math.nan, interval) for interval in pooled]
-    titles = [(KINDS[column.kind], column.score) for column in columns]
+        foot["one threshold"] = [(interval[0] if interval else math.nan, interval) for interval in pooled]
+    titles = [(KINDS[kind], name) for name, kind in metrics.columns]
     return {"columns": titles, "rows": rows[:ROWS], "left_out": len(rows[ROWS:]), "foot": foot, "intervals": bool(intervals)}
 
 

@@ -1,4 +1,4 @@
-"""The files of a result folder, read and checked. Nothing here imports torch."""
+"""What a result folder says: its files read and checked, whichever are there."""
 
 import csv
 import math
@@ -10,24 +10,15 @@ import numpy as np
 
 from utils.errors import UserError
 from utils.evaluation.calibration import Calibration, calibration_of
-from utils.evaluation.results import (
-    AGAIN,
-    GALLERY,
-    INTERVALS,
-    Intervals,
-    Results,
-    number,
-    read_intervals,
-    read_json,
-    read_results,
-)
+from utils.evaluation.evaluate import GALLERY, INTERVALS
+from utils.evaluation.results import AGAIN, Results, number, read_json, read_metrics, read_run
 
 
 @dataclass
 class Scores:
     """scores.csv: a test image a line."""
 
-    clsnames: np.ndarray  # N strings
+    clsnames: np.ndarray  # N texts
     labels: np.ndarray  # N of {0, 1}
     scores: dict[str, np.ndarray]  # by score name, N floats
 
@@ -45,7 +36,7 @@ class Image:
     label: int
     score: float
     rank: int  # from 1 for the most anomalous of its class
-    pictures: dict[str, str]  # file names of "image", "map" and, if there is one, "mask"
+    pictures: dict[str, str]  # file names: "image", "map" and, where there is one, "mask"
 
 
 @dataclass
@@ -60,7 +51,7 @@ class Gallery:
     """report_gallery/gallery.json, as utils.report.gallery writes it."""
 
     score: str
-    low: float  # of the scale that all heat maps share
+    low: float  # of the scale that all heat maps have
     high: float
     classes: dict[str, GalleryClass]
     images: list[Image]
@@ -68,42 +59,54 @@ class Gallery:
 
 @dataclass
 class Result:
-    """A result folder. A file that is missing is None or empty."""
+    """A result folder. A file that is not there is None, or empty."""
 
     folder: Path
-    results: Results | None = None
-    intervals: Intervals = field(default_factory=dict)
+    metrics: Results = field(default_factory=lambda: Results([], {}, []))
+    intervals: dict[str, tuple[float, float, float]] = field(default_factory=dict)  # value, low, high of each that has them
     scores: Scores | None = None
     run: dict[str, Any] = field(default_factory=dict)
     gallery: Gallery | None = None
-    calibration: Calibration | None = None  # if the checkpoint is still where it was evaluated
+    calibration: Calibration | None = None  # of the checkpoint, where it still lies where it was evaluated
 
 
 def read_result(folder: str | Path) -> Result:
-    """Raises UserError if there is no such folder, if it holds no result, and naming a file with the wrong content."""
+    """Raises UserError if the folder is none, holds no result, or naming the file that cannot be read as what it should be."""
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder}: is not a folder; name the folder that evaluation wrote, evaluator.save_dir")
-    readers = {
-        "results": ("metrics.json", read_results),
-        "intervals": (INTERVALS, read_intervals),
-        "scores": ("scores.csv", read_scores),
-        "run": ("run.json", read_run),
-        "gallery": (f"{GALLERY}/gallery.json", read_gallery),
-    }
-    found = {name: read(folder / file) for name, (file, read) in readers.items() if (folder / file).exists()}
-    if not found.keys() & {"results", "scores"}:
+    result = Result(folder)
+    if (path := folder / "metrics.json").exists():
+        result.metrics = read_metrics(path)
+    if (path := folder / INTERVALS).exists():
+        result.intervals = read_intervals(path)
+    if (path := folder / "scores.csv").exists():
+        result.scores = read_scores(path)
+    if result.scores is None and not result.metrics.columns:
         raise UserError(f"{folder}: holds neither metrics.json nor scores.csv; evaluate with -e to write them")
-    return Result(folder, **found, calibration=find_calibration(found.get("run", {})))
+    if (path := folder / "run.json").exists():
+        result.run = read_run(path)
+    if (path := folder / GALLERY / "gallery.json").exists():
+        result.gallery = read_gallery(path)
+    result.calibration = find_calibration(result.run)
+    return result
 
 
 def find_calibration(run: dict[str, Any]) -> Calibration | None:
-    """The calibration of the evaluated checkpoint and score."""
     checkpoint, score = run.get("checkpoint"), run.get("score")
     if not isinstance(checkpoint, str) or not isinstance(score, str) or not Path(checkpoint).is_file():
         return None
     calibration = calibration_of(checkpoint, score)
     return calibration if calibration and calibration.epoch == run.get("epoch") else None
+
+
+def read_intervals(path: Path) -> dict[str, tuple[float, float, float]]:
+    """Of each key of intervals.json that has numbers: value, low and high."""
+    try:
+        there = {key: found for key, found in read_json(path).items() if found is not None}
+        return {key: (number(found["value"]), number(found["low"]), number(found["high"])) for key, found in there.items()}
+    except (KeyError, TypeError):
+        raise UserError(f"{path}: does not hold value, low and high of each metric; {AGAIN}") from None
 
 
 def read_scores(path: Path) -> Scores:
@@ -130,41 +133,29 @@ def read_scores(path: Path) -> Scores:
     return Scores(names, np.array(labels, dtype=np.int64), dict(zip(header[3:], values.T, strict=True)))
 
 
-def read_run(path: Path) -> dict[str, Any]:
-    run = read_json(path)
-    for key, kind in (("history", list), ("config", dict), ("versions", dict)):
-        if not isinstance(run.get(key) or kind(), kind):
-            raise UserError(f"{path}: '{key}' must be a {kind.__name__}; {AGAIN}")
-    try:
-        for item in run.get("history") or ():
-            if not math.isfinite(number(item["epoch"])):
-                raise TypeError
-    except (AttributeError, KeyError, TypeError):
-        raise UserError(f"{path}: 'history' must hold objects with a number 'epoch'; {AGAIN}") from None
-    return run
-
-
 def read_gallery(path: Path) -> Gallery:
-    """Raises UserError naming gallery.json or a picture that is missing."""
+    """Raises UserError naming gallery.json or the picture that is missing."""
     content = read_json(path)
     try:
-        images = [Image(**{**image, "score": number(image["score"])}) for image in content["images"]]
+        images = [Image(**image) for image in content["images"]]
         classes = {
             clsname: GalleryClass(
                 int(entry["good"]),
                 int(entry["defective"]),
-                {pick: [images[index] for index in indices] for pick, indices in entry["picks"].items()},
+                {pick: [images[number] for number in numbers] for pick, numbers in entry["picks"].items()},
             )
             for clsname, entry in content["classes"].items()
         }
         gallery = Gallery(content["score"], number(content["low"]), number(content["high"]), classes, images)
-        if any({"image", "map"} - image.pictures.keys() for image in images):
-            raise ValueError
-        for picture in (path.parent / name for image in images for name in image.pictures.values()):
-            if picture.parent != path.parent:
+        for image in images:
+            image.score = number(image.score)
+            missing = {"image", "map"} - image.pictures.keys()
+            paths = [path.parent / name for name in image.pictures.values()]
+            if missing or any(picture.parent != path.parent for picture in paths):
                 raise ValueError
-            if not picture.is_file():
-                raise UserError(f"{picture}: this picture of the gallery is missing; {AGAIN}")
+            for picture in paths:
+                if not picture.is_file():
+                    raise UserError(f"{picture}: this picture of the gallery is missing; {AGAIN}")
     except (AttributeError, IndexError, KeyError, TypeError, ValueError):
         raise UserError(f"{path}: not a gallery that this version writes; {AGAIN}") from None
     return gallery

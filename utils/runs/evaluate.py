@@ -2,7 +2,6 @@
 
 import json
 import logging
-import math
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,8 @@ from models import build_network
 from models.losses import Criterion
 from utils.config import to_plain
 from utils.evaluation.evaluate import Evaluation, compute_metrics, evaluate, write_results
-from utils.evaluation.intervals import bootstrap, format_intervals
-from utils.evaluation.results import Results, without_nan, write_intervals
+from utils.evaluation.intervals import bootstrap, format_intervals, write_intervals
+from utils.evaluation.results import Results, without_nan
 from utils.files import check_writable, write_text
 from utils.process.checkpoint import load_checkpoint, load_network_state
 from utils.process.distributed import Process, on_main
@@ -85,6 +84,6 @@ def write_report_of(config: EasyDict, checkpoint: dict[str, Any], evaluation: Ev
 
 
 def log_results(results: Results, loss: float) -> None:
-    log.info("test loss %.4f\n%s", loss, results.format())
-    if missing := [key for key, value in results.to_dict().items() if math.isnan(value)]:
+    log.info("test loss %.4f\n%s", loss, results.text())
+    if missing := results.missing():
         log.warning("no number for %s: images of one label only, or no masks", ", ".join(missing))

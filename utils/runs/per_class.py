@@ -11,7 +11,6 @@ from utils.config import load_config
 from utils.errors import UserError
 from utils.process.distributed import Process
 from utils.process.log import start_log
-from utils.report.summary import write_joined
 
 # The model of a class reads and writes below <configuration's folder>/<class>/; so does save_recon.
 OUTPUTS = ("saver.save_dir", "saver.log_dir", "saver.load_path", "evaluator.save_dir")
@@ -38,6 +37,8 @@ def run_per_class(path: str | Path, overrides: Sequence[str], process: Process, 
         except UserError as error:
             raise UserError(f"class {clsname}: {error}") from None
     if config.dataset.class_name is None and process.is_main:
+        from utils.report.summary import write_joined  # here: it imports a plotting library, which takes a second
+
         start_log(config.saver.log_dir, process, name)
         folder = config.evaluator.save_dir
         table = write_joined([class_config.evaluator.save_dir for class_config in configs.values()], folder)

@@ -54,7 +54,7 @@ def train(config: EasyDict, process: Process, overwrite: bool = False) -> None:
             return {}
         log_results(results, evaluation.losses.mean())
         write_results(config.evaluator.save_dir, evaluation, results, config.evaluator.metrics)
-        numbers = results.to_dict()
+        numbers = results.numbers()
         if math.isnan(numbers.get(key, math.nan)):  # its class may have had no image that could be read
             log.warning("evaluator.key_metric %s has no number, so no checkpoint is the best", key)
         return numbers

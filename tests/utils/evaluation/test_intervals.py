@@ -14,24 +14,23 @@ from tests.helpers import tiny
 from tests.helpers.result_folders import METRICS, Page, make_evaluation, write_folder
 from utils.errors import UserError
 from utils.evaluation.evaluate import Evaluation, compute_metrics
-from utils.evaluation.intervals import CONFIDENCE, RESAMPLES, SEED, bootstrap, draw, format_intervals, interval, resample
-from utils.evaluation.results import Column, Interval, write_intervals
+from utils.evaluation.intervals import (
+    CONFIDENCE,
+    RESAMPLES,
+    SEED,
+    Interval,
+    bootstrap,
+    interval,
+    resample,
+    write_intervals,
+)
 from utils.report.page import write_report
 
 EVERY = {kind: [{"name": name} for name in ("mean", "max", "pixel")] for kind in ("auc", "ap", "f1max")}
-EARLIER = [
-    ("cup_mean_auc", 0.9453, 1.0),
-    ("tile_mean_ap", 0.9395411086507096, 0.9989516129032258),
-    ("tile_max_f1max", 0.9523809523809523, 1.0),
-    ("mean_mean_auc", 0.9413333333333334, 0.9946666666666666),
-    ("pooled_mean_auc", 0.9349916666666668, 0.987675),
-]
 
 
 def intervals_of(evaluation: Evaluation, metrics: dict[str, Any] = METRICS) -> dict[str, Interval | None]:
-    """By the keys of intervals.json."""
-    found = bootstrap(evaluation, metrics, compute_metrics(evaluation, metrics))
-    return {f"{row}_{column}": interval for (row, column), interval in found.items()}
+    return bootstrap(evaluation, metrics, compute_metrics(evaluation, metrics))
 
 
 def noisy_scores(rng: np.random.Generator, good: int = 40, defective: int = 30) -> tuple[np.ndarray, np.ndarray]:
@@ -43,48 +42,23 @@ def noisy_scores(rng: np.random.Generator, good: int = 40, defective: int = 30) 
 # --- resamples ---
 
 
-def test_each_resample_draws_as_many_images_of_each_class_and_label_as_there_are():
-    strata = np.array([3, 0, 0, 3, 1, 0, 3, 3])
-    weights = np.concatenate(list(draw(strata, np.random.default_rng(SEED))))
-    assert weights.shape == (RESAMPLES, len(strata))
-    for stratum in (0, 1, 3):
-        assert set(weights[:, strata == stratum].sum(axis=1)) == {np.count_nonzero(strata == stratum)}
-    assert weights.mean(axis=0) == pytest.approx(np.ones(len(strata)), abs=0.15)
-    assert len(np.unique(weights, axis=0)) > 200
-
-
-def test_large_sets_are_drawn_in_blocks():
-    strata = np.repeat([0, 1], 30_000)
-    rows, total = [], np.zeros(len(strata))
-    for weights in draw(strata, np.random.default_rng(SEED)):
-        rows.append(len(weights))
-        total += weights.sum(axis=0)
-    assert max(rows) < 100
-    assert sum(rows) == RESAMPLES
-    assert total.mean() == RESAMPLES
-
-
 def f1_max(labels: np.ndarray, scores: np.ndarray) -> float:
     precision, recall, _ = precision_recall_curve(labels, scores)
     return np.max(2 * precision * recall / np.maximum(precision + recall, 1e-12))
 
 
-@pytest.mark.parametrize(("kind", "plain"), [("auc", roc_auc_score), ("ap", average_precision_score), ("f1max", f1_max)])
-def test_a_resample_has_the_metric_that_scikit_learn_gives_its_images(kind: str, plain):
+def test_each_resample_draws_as_many_images_of_each_stratum_as_there_are_and_has_scikit_learn_s_metrics():
     scores, labels = noisy_scores(np.random.default_rng(1))
-    column = Column("max", kind)
-    values = resample({column: scores}, labels, labels, np.random.default_rng(SEED))[column]
-    counts = np.concatenate(list(draw(labels, np.random.default_rng(SEED))))
-    assert values.shape == (RESAMPLES,)
-    expected = [plain(np.repeat(labels, row), np.repeat(scores, row)) for row in counts[:200]]
-    np.testing.assert_allclose(values[:200], expected, atol=1e-12)
-
-
-def test_the_intervals_are_those_of_earlier_versions():
-    """Numbers of the version that computed pixel intervals too (commit 1016ebe)."""
-    found = intervals_of(make_evaluation(["cup", "tile"], good=25, defective=30), EVERY)
-    for key, low, high in EARLIER:
-        assert (found[key].low, found[key].high) == (pytest.approx(low, abs=1e-12), pytest.approx(high, abs=1e-12)), key
+    plain = {"auc": roc_auc_score, "ap": average_precision_score, "f1max": f1_max}
+    key = ("max", None)
+    found = resample({key: scores}, labels, labels, [(kind, key) for kind in plain], np.random.default_rng(SEED))
+    assert found.shape == (3, RESAMPLES)
+    rng, groups = np.random.default_rng(SEED), [np.flatnonzero(labels == label) for label in (0, 1)]
+    for column in range(100):
+        drawn = np.concatenate([group[rng.integers(len(group), size=len(group))] for group in groups])
+        assert np.count_nonzero(labels[drawn]) == np.count_nonzero(labels)
+        expected = [metric(labels[drawn], scores[drawn]) for metric in plain.values()]
+        np.testing.assert_allclose(found[:, column], expected, atol=1e-12)
 
 
 # --- intervals ---
@@ -116,13 +90,14 @@ def test_the_interval_is_that_of_a_plain_loop_over_resamples():
         assert (ours.low, ours.high) == (pytest.approx(low, abs=0.015), pytest.approx(high, abs=0.015)), name
 
 
-def test_every_image_metric_has_an_interval_around_its_value():
+def test_every_metric_of_images_has_an_interval_around_its_value():
     evaluation = make_evaluation(["cup", "tile"], good=25, defective=30)
-    results = {key: v for key, v in compute_metrics(evaluation, EVERY).to_dict().items() if "pixel" not in key}
-    found = intervals_of(evaluation, EVERY)
+    metrics = compute_metrics(evaluation, EVERY)
+    found, results = bootstrap(evaluation, EVERY, metrics), metrics.numbers()
     pooled = {"pooled_mean_auc", "pooled_max_auc"}
-    assert found.keys() == results.keys() | pooled
-    for key, value in results.items():
+    images = {key: value for key, value in results.items() if "_pixel_" not in key}
+    assert found.keys() == images.keys() | pooled
+    for key, value in images.items():
         assert found[key].value == value
     assert all(0 <= item.low <= item.value <= item.high <= 1 for item in found.values())
     assert all(item.low < item.high or item.value == 1 for item in found.values())
@@ -132,11 +107,11 @@ def test_every_image_metric_has_an_interval_around_its_value():
 
 def test_95_of_100_intervals_hold_the_true_value():
     true = norm.cdf(1 / math.sqrt(2))  # AUROC of scores around 0 and around 1, deviation 1
-    rng, column, held = np.random.default_rng(0), Column("max", "auc"), 0
+    rng, key, held = np.random.default_rng(0), ("max", None), 0
     for _ in range(200):
         labels = np.repeat([0, 1], 50)
         scores = rng.normal(labels, 1)
-        values = resample({column: scores}, labels, labels, rng)[column]
+        values = resample({key: scores}, labels, labels, [("auc", key)], rng)[0]
         found = interval(roc_auc_score(labels, scores), values)
         held += found.low <= true <= found.high
     assert CONFIDENCE == 0.95
@@ -168,24 +143,10 @@ def test_a_class_of_one_label_has_none_and_counts_in_pooled_only():
     assert set(intervals_of(evaluation).values()) == {None}
 
 
-def test_one_class_has_nothing_to_pool_and_pixel_metrics_have_no_interval():
-    metrics = {"auc": [{"name": "max"}, {"name": "pixel"}], "aupro": [{"name": "pixel"}]}
+def test_one_class_has_nothing_to_pool_and_aupro_no_interval():
+    metrics = {"auc": [{"name": "max"}], "aupro": [{"name": "pixel"}]}
     assert set(intervals_of(make_evaluation(["cup"]), metrics)) == {"cup_max_auc", "mean_max_auc"}
     assert intervals_of(make_evaluation(["cup", "tile"]), {"aupro": [{"name": "pixel"}]}) == {}
-
-
-def test_classes_whose_names_look_like_rows_of_the_table_have_intervals_of_their_own(tmp_path: Path):
-    evaluation = make_evaluation(["mean_max", "pooled_x"], good=25, defective=30)
-    expected = intervals_of(make_evaluation(["a", "b"], good=25, defective=30))
-    found = intervals_of(evaluation)
-    assert found["mean_max_max_auc"] == expected["a_max_auc"]
-    assert found["mean_max_auc"] == expected["mean_max_auc"]
-    text = format_intervals(bootstrap(evaluation, METRICS, compute_metrics(evaluation, METRICS)))
-    assert [line.split("  ")[0] for line in text.splitlines()[3:]] == [
-        "mean of the classes",
-        "-" * 26,
-        "all classes, one threshold",
-    ]
 
 
 # --- where they stand ---
@@ -200,12 +161,11 @@ def test_evaluation_writes_and_prints_them_and_training_removes_those_of_an_earl
         tiny.evaluate(path)
     found, results = (json.loads((tmp_path / "result" / name).read_text()) for name in ("intervals.json", "metrics.json"))
     assert found.keys() - results.keys() == {f"pooled_{name}_auc" for name in ("mean", "std", "max")}
-    assert {key: found[key]["value"] for key in results if "pixel" not in key} == {
-        key: value for key, value in results.items() if "pixel" not in key
-    }
-    lines, pooled = caplog.text.splitlines(), found["pooled_max_auc"]
-    assert lines[-1].endswith("report.html")
-    assert lines[-2].endswith(f"  {pooled['value']:.4f} ({pooled['low']:.3f}–{pooled['high']:.3f})")
+    images = {key: value for key, value in results.items() if "_pixel_" not in key}
+    assert {key: found[key]["value"] for key in images} == images
+    pooled = found["pooled_max_auc"]
+    assert f"max {pooled['value']:.4f} ({pooled['low']:.3f}–{pooled['high']:.3f})" in caplog.text
+    lines = caplog.text.splitlines()
     table, line = (
         next(i for i, text in enumerate(lines) if text.startswith(start)) for start in ("mean ", "all classes, one thr")
     )
@@ -217,26 +177,17 @@ def test_evaluation_writes_and_prints_them_and_training_removes_those_of_an_earl
 def test_the_report_shows_pooled_numbers_and_intervals(tmp_path: Path):
     evaluation = make_evaluation(["cup", "tile"])
     folder = write_folder(tmp_path / "result", evaluation)
-    write_intervals(folder, bootstrap(evaluation, METRICS, compute_metrics(evaluation, METRICS)))
     found = intervals_of(evaluation)
+    write_intervals(folder, found)
     page = Page(write_report(folder))
     span = {key: f"{item.low:.3f}–{item.high:.3f}" for key, item in found.items()}
     words = page.words()
-    for row, title, names in (("mean", "mean", ("mean", "max")), ("pooled", "one threshold", ("mean", "max"))):
-        cells = [f"{found[f'{row}_{name}_auc'].value:.4f} {span[f'{row}_{name}_auc']}" for name in names]
+    for row, title in (("mean", "mean"), ("pooled", "one threshold")):
+        cells = [f"{found[f'{row}_{name}_auc'].value:.4f} {span[f'{row}_{name}_auc']}" for name in ("mean", "max")]
         assert f"{title} {' '.join(cells)}" in words
     assert f"Image AUROC, max {found['mean_max_auc'].value:.4f} mean of the classes, 95 %: {span['mean_max_auc']}" in words
     titles = [cell["title"] for cell in page.all("td") if "title" in cell]
     assert titles == [f"95 % interval {span[f'{c}_{name}_auc']}" for c in ("cup", "tile") for name in ("mean", "max")]
-
-
-def test_pixel_intervals_that_an_earlier_version_wrote_are_shown(tmp_path: Path):
-    folder = write_folder(tmp_path / "result", make_evaluation(["cup"]))
-    entry = {"value": 0.5, "low": 0.25, "high": 0.75}
-    (folder / "intervals.json").write_text(json.dumps({"cup_pixel_auc": entry, "mean_pixel_auc": entry, "mean_max_auc": None}))
-    page = Page(write_report(folder))
-    assert page.words().count("0.250–0.750") == 2  # in the table and at the head of the page
-    assert [cell["title"] for cell in page.all("td") if "title" in cell] == ["95 % interval 0.250–0.750"]
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"cup_max_auc": 0.5}', '{"cup_max_auc": {"value": 0.5, "low": 0.1}}'])

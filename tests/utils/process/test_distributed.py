@@ -142,8 +142,8 @@ def test_shares_in_any_order_join_to_the_same_numbers() -> None:
         np.testing.assert_array_equal(getattr(joined, name), getattr(whole, name))
     names = [{"name": name} for name in ("mean", "std", "max", "pixel")]
     metrics = {"auc": names, "ap": names, "f1max": names, "aupro": names[-1:]}
-    results, expected = (compute_metrics(evaluation, metrics).to_dict() for evaluation in (joined, whole))
-    assert results == pytest.approx(expected, abs=1e-12, nan_ok=True)
+    found, expected = (compute_metrics(evaluation, metrics).numbers() for evaluation in (joined, whole))
+    assert found == pytest.approx(expected, abs=1e-12, nan_ok=True)
 
 
 if __name__ == "__main__":

@@ -183,8 +183,10 @@ def test_a_gallery_of_an_earlier_version_with_more_pictures_is_shown(folder: Pat
     content |= {"left_out": 3}
     content["classes"]["cup"]["picks"] |= {"most": list(range(7)), "least": []}
     (folder / "report_gallery/gallery.json").write_text(json.dumps(content))
-    words = Page(write_report(folder)).words()
-    assert "Not in this gallery." in words
+    page = Page(write_report(folder))
+    shown = sum(len(pick) for entry in content["classes"].values() for pick in entry["picks"].values())
+    assert len(page.all("button", **{"class": "card"})) == shown
+    assert "Not in this gallery." in page.words()
 
 
 def test_ten_thousand_images_of_many_classes_fit(tmp_path: Path):
@@ -207,7 +209,7 @@ def test_ten_thousand_images_of_many_classes_fit(tmp_path: Path):
 
 def test_table_and_head_show_every_number(page: Page):
     evaluation = make_evaluation(["cup", "tile"])
-    results = compute_metrics(evaluation, METRICS).to_dict()
+    results = compute_metrics(evaluation, METRICS).numbers()
     words = page.words()
     for clsname, counts in (("cup", " 4 5"), ("tile", " 4 5"), ("mean", "")):
         values = [f"{results[f'{clsname}_{name}_auc']:.4f}" for name in ("mean", "max", "pixel")]
