@@ -6,7 +6,7 @@ percentiles of its values over such resamples. Training the network again moves 
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 
 from utils.evaluation.evaluate import INTERVALS, Evaluation
-from utils.evaluation.metrics import METRICS, PIXEL, Ranking, ScoreKey, image_keys, rank_images, wanted_metrics
+from utils.evaluation.metrics import METRICS, PIXEL, Ranking, ScoreKey, auroc, image_keys, rank_images, wanted_metrics
 from utils.evaluation.results import Results
 from utils.files import write_text
 
 RESAMPLES, CONFIDENCE, SEED = 1000, 0.95, 0
+ROWS, CELLS = 325, 1_000_000  # of a block of resamples at most; the random numbers depend on the blocks
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,8 @@ def pooled_intervals(
         return {}
     wanted = [("auc", key) for key in scores]
     values = resample(scores, labels, 2 * numbers + (labels != 0), wanted, rng)
-    whole = [metric_of(rank_images(of_key, labels), "auc") for of_key in scores.values()]
+    rankings = [rank_images(of_key, labels) for of_key in scores.values()]
+    whole = [math.nan if ranking is None else float(auroc(ranking)) for ranking in rankings]
     return {f"pooled_{key[0]}_auc": interval(*found) for (_, key), *found in zip(wanted, whole, values, strict=True)}
 
 
@@ -74,18 +76,44 @@ def resample(
     rng: np.random.Generator,
 ) -> np.ndarray:
     """The metrics `wanted` of each resample, len(wanted) x RESAMPLES. scores: n each; labels, strata: n."""
+    blocks = []
+    for counts in draw(strata, rng):
+        rankings = {key: rank_resamples(of_key, labels, counts) for key, of_key in scores.items()}
+        with np.errstate(divide="ignore", invalid="ignore"):  # nan if only one label occurs
+            blocks.append([METRICS[kind](rankings[key]) for kind, key in wanted])
+    return np.concatenate(blocks, axis=1)
+
+
+def draw(strata: np.ndarray, rng: np.random.Generator) -> Iterator[np.ndarray]:
+    """How often each image is drawn, in blocks of C x n: RESAMPLES rows in all. strata: n."""
     groups = [np.flatnonzero(strata == stratum) for stratum in np.unique(strata)]
-    values = np.empty((len(wanted), RESAMPLES))
-    for column in range(RESAMPLES):
-        drawn = np.concatenate([group[rng.integers(len(group), size=len(group))] for group in groups])
-        rankings = {key: rank_images(of_key[drawn], labels[drawn]) for key, of_key in scores.items()}
-        values[:, column] = [metric_of(rankings[key], kind) for kind, key in wanted]
-    return values
+    rows = max(1, min(ROWS, CELLS // len(strata)))
+    for start in range(0, RESAMPLES, rows):
+        count = min(rows, RESAMPLES - start)
+        counts = np.empty((count, len(strata)), np.int32)
+        for group in groups:
+            size = len(group)
+            cells = rng.integers(size, size=(count, size)) + size * np.arange(count)[:, None]
+            counts[:, group] = np.bincount(cells.ravel(), minlength=count * size).reshape(count, size)
+        yield counts
 
 
-def metric_of(ranking: Ranking | None, kind: str) -> float:
-    """The metric of a ranking; nan where only one label occurs."""
-    return math.nan if ranking is None else METRICS[kind](ranking)
+def rank_resamples(scores: np.ndarray, labels: np.ndarray, counts: np.ndarray) -> Ranking:
+    """The rankings of C resamples at all distinct scores. scores, labels: n; counts: C x n, how often each image is drawn."""
+    order = np.argsort(-scores, kind="stable")
+    falling, defective, drawn = scores[order], labels[order] != 0, counts[:, order]
+    ends = np.flatnonzero(np.append(falling[1:] != falling[:-1], True))  # the last image of each threshold
+    true_positives = np.cumsum(drawn * defective, axis=1)[:, ends]
+    false_positives = np.cumsum(drawn * ~defective, axis=1)[:, ends]
+    positives = int(np.count_nonzero(defective))  # in each resample too: strata do not mix labels
+    return Ranking(
+        true_positives=true_positives,
+        false_positives=false_positives,
+        false_positives_before=np.pad(false_positives[:, :-1], ((0, 0), (1, 0))),
+        overlap=true_positives / max(positives, 1),
+        positives=positives,
+        negatives=len(defective) - positives,
+    )
 
 
 def interval(value: float, resampled: np.ndarray | None) -> Interval | None:

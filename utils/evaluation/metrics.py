@@ -25,7 +25,7 @@ PIXEL: ScoreKey = ("pixel", None)
 
 @dataclass(frozen=True)
 class Ranking:
-    """Counts at K thresholds, the distinct scores of the positives, from the highest to the lowest."""
+    """Counts at K thresholds from high to low, among them each distinct score of a positive; C x K for C resamples."""
 
     true_positives: np.ndarray  # K, positives at or above the threshold
     false_positives: np.ndarray  # K, negatives at or above it
@@ -65,23 +65,27 @@ def sort_pairs(scores: np.ndarray, areas: np.ndarray) -> tuple[np.ndarray, np.nd
     return (packed - areas).view(np.float64), areas
 
 
-def auroc(ranking: Ranking) -> float:
+# auroc, average_precision and f1_max reduce the last axis: one number of a ranking, C numbers of C resamples.
+
+
+def auroc(ranking: Ranking) -> np.ndarray:
     """Area under the receiver operating characteristic, as it is: below 0.5 where scores rank the wrong way."""
     steps = np.diff(ranking.true_positives, prepend=0)
-    twice_lost = np.sum(steps * (ranking.false_positives_before + ranking.false_positives))  # pairs; a tie loses half
-    return 1 - int(twice_lost) / (2 * ranking.positives * ranking.negatives)
+    twice_lost = np.sum(steps * (ranking.false_positives_before + ranking.false_positives), axis=-1)  # pairs; a tie loses half
+    return 1 - twice_lost / (2 * ranking.positives * ranking.negatives)
 
 
-def average_precision(ranking: Ranking) -> float:
+def average_precision(ranking: Ranking) -> np.ndarray:
     """Precision at each threshold, weighted by the step in recall."""
-    precision = ranking.true_positives / (ranking.true_positives + ranking.false_positives)
-    return float(np.sum(np.diff(ranking.true_positives, prepend=0) * precision) / ranking.positives)
+    called = ranking.true_positives + ranking.false_positives
+    precision = ranking.true_positives / np.maximum(called, 1)  # a resample may lack the highest scores
+    return np.sum(np.diff(ranking.true_positives, prepend=0) * precision, axis=-1) / ranking.positives
 
 
-def f1_max(ranking: Ranking) -> float:
+def f1_max(ranking: Ranking) -> np.ndarray:
     """The largest F1 over all thresholds."""
     called = ranking.true_positives + ranking.false_positives
-    return float(np.max(2 * ranking.true_positives / (called + ranking.positives)))
+    return np.max(2 * ranking.true_positives / (called + ranking.positives), axis=-1)
 
 
 def aupro(ranking: Ranking) -> float:
@@ -192,7 +196,7 @@ def evaluate_class(
     rankings = {key: rank_images(values[chosen], labels[chosen]) for key, values in scores.items()}
     if any(key == PIXEL for _, key in wanted):
         rankings[PIXEL] = rank_pixels(map(read, chosen), labels[chosen])
-    return [float("nan") if rankings[key] is None else METRICS[kind](rankings[key]) for kind, key in wanted]
+    return [float("nan") if rankings[key] is None else float(METRICS[kind](rankings[key])) for kind, key in wanted]
 
 
 def rank_images(scores: np.ndarray, labels: np.ndarray) -> Ranking | None:

@@ -20,6 +20,7 @@ from utils.evaluation.intervals import (
     SEED,
     Interval,
     bootstrap,
+    draw,
     interval,
     resample,
     write_intervals,
@@ -27,6 +28,13 @@ from utils.evaluation.intervals import (
 from utils.report.page import write_report
 
 EVERY = {kind: [{"name": name} for name in ("mean", "max", "pixel")] for kind in ("auc", "ap", "f1max")}
+EARLIER = [
+    ("cup_mean_auc", 0.9453, 1.0),
+    ("tile_mean_ap", 0.9395411086507096, 0.9989516129032258),
+    ("tile_max_f1max", 0.9523809523809523, 1.0),
+    ("mean_mean_auc", 0.9413333333333334, 0.9946666666666666),
+    ("pooled_mean_auc", 0.9349916666666668, 0.987675),
+]
 
 
 def intervals_of(evaluation: Evaluation, metrics: dict[str, Any] = METRICS) -> dict[str, Interval | None]:
@@ -53,12 +61,25 @@ def test_each_resample_draws_as_many_images_of_each_stratum_as_there_are_and_has
     key = ("max", None)
     found = resample({key: scores}, labels, labels, [(kind, key) for kind in plain], np.random.default_rng(SEED))
     assert found.shape == (3, RESAMPLES)
-    rng, groups = np.random.default_rng(SEED), [np.flatnonzero(labels == label) for label in (0, 1)]
-    for column in range(100):
-        drawn = np.concatenate([group[rng.integers(len(group), size=len(group))] for group in groups])
-        assert np.count_nonzero(labels[drawn]) == np.count_nonzero(labels)
-        expected = [metric(labels[drawn], scores[drawn]) for metric in plain.values()]
+    counts = np.concatenate(list(draw(labels, np.random.default_rng(SEED))))
+    for column, row in enumerate(counts[:100]):
+        assert [row[labels == label].sum() for label in (0, 1)] == [40, 30]
+        expected = [metric(np.repeat(labels, row), np.repeat(scores, row)) for metric in plain.values()]
         np.testing.assert_allclose(found[:, column], expected, atol=1e-12)
+
+
+def test_large_sets_are_drawn_in_blocks():
+    strata = np.repeat([0, 1], 30_000)
+    rows = [len(counts) for counts in draw(strata, np.random.default_rng(SEED))]
+    assert max(rows) < 100
+    assert sum(rows) == RESAMPLES
+
+
+def test_the_intervals_are_those_of_earlier_versions():
+    """Numbers of the version that computed pixel intervals too (commit 1016ebe)."""
+    found = intervals_of(make_evaluation(["cup", "tile"], good=25, defective=30), EVERY)
+    for key, low, high in EARLIER:
+        assert (found[key].low, found[key].high) == (pytest.approx(low, abs=1e-12), pytest.approx(high, abs=1e-12)), key
 
 
 # --- intervals ---
