@@ -36,7 +36,7 @@ lint: .venv/.installed-tests   ## check the code only
 
 docs: .venv/.installed-docs   ## build the documentation as a site, site/index.html
 	NO_MKDOCS_2_WARNING=1 $(VENV_PYTHON) -m mkdocs build --quiet --strict
-	@echo "documentation: site/index.html"
+	@echo "documentation: site/index.html   with its search: $(VENV_PYTHON) -m http.server --directory site"
 
 clean:   ## remove the demo's data and results; .venv stays
 	rm -rf data/demo experiments/demo/feature_cache experiments/demo/checkpoints experiments/demo/log experiments/demo/result

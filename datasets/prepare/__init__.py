@@ -69,7 +69,7 @@ KINDS = {
     ),
     "folder": Kind(
         "your own images: [CLASS/]{train/good,test/KIND}, or [CLASS/]{good,bad}, or [CLASS/]* where all are good",
-        "Masks: [CLASS/]ground_truth/KIND/NAME_mask.* or NAME.*; see the README, Your own images",
+        "Masks: [CLASS/]ground_truth/KIND/NAME_mask.* or NAME.*; see the README, Your own photographs",
         _is_folder,
         read_folder,
     ),

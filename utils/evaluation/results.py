@@ -14,7 +14,7 @@ from utils.files import write_text
 
 Column = tuple[str, str]  # score name and kind of metric
 
-KINDS = ("auc", "ap", "f1max", "aupro")
+KINDS = {"auc": "AUROC", "ap": "AP", "f1max": "F1-max", "aupro": "AUPRO"}  # of metrics, with their headings
 AGAIN = "evaluate again with -e"
 
 

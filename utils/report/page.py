@@ -16,14 +16,13 @@ from utils.errors import UserError
 from utils.evaluation.calibration import rates_at
 from utils.evaluation.evaluate import GALLERY
 from utils.evaluation.metrics import Ranking, auroc, rank_images
-from utils.evaluation.results import AGAIN
+from utils.evaluation.results import AGAIN, KINDS
 from utils.files import write_text
 from utils.report import plots
 from utils.report.result_folder import Result, Scores, read_result
 
 HERE = Path(__file__).parent
 ROWS, HISTOGRAMS, CURVES = 1000, 60, 48  # the most classes in table, histograms and ROC curves; those with low AUROC are kept
-KINDS = {"auc": "AUROC", "ap": "AP", "f1max": "F1-max", "aupro": "AUPRO"}
 PICKS = {
     "most": ("Most anomalous", None),
     "least": ("Least anomalous", None),
