@@ -134,7 +134,7 @@ def derive_net(config: dict[str, Any]) -> None:
     if len(set(names)) < len(names) or chain not in CHAINS:
         raise UserError(
             "net must be a backbone, models.necks.MFCN and one of models.reconstructions, each with a name of its own, "
-            "and behind models.reconstructions.UniAD maybe models.discriminators.Discriminator"
+            "and after models.reconstructions.UniAD optionally models.discriminators.Discriminator"
         )
     data = config.get("dataset") or config.get("data") or {}
     input_size = data.get("input_size")
@@ -169,7 +169,7 @@ def derive_net(config: dict[str, Any]) -> None:
 
 
 def backbone_outputs(subnet: dict[str, Any], data: dict[str, Any]) -> tuple[list[int], list[int]]:
-    """Channels and strides at the backbone's outlayers. A timm model is told, in place, what size of images it will get."""
+    """Channels and strides at the backbone's outlayers. A timm model gets the size of the images among its kwargs, in place."""
     kwargs = subnet["kwargs"]
     if SUBNET_KINDS[subnet["type"]] != "timm":
         return layer_outputs(subnet["type"].rsplit(".")[-1], kwargs["outlayers"])

@@ -147,7 +147,7 @@ def read_calibration(path: str | Path) -> Calibration | None:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     except (AttributeError, KeyError, TypeError, ValueError):
-        raise UserError(f"{path}: not a calibration; write it anew with tools/calibrate.py, or remove it") from None
+        raise UserError(f"{path}: not a calibration; write it again with tools/calibrate.py, or remove it") from None
 
 
 def calibration_of(checkpoint: str | Path, score: str) -> Calibration | None:

@@ -34,7 +34,7 @@ INTERVALS = "intervals.json"  # of the result folder: see utils.evaluation.inter
 
 @dataclass
 class Evaluation:
-    """What a network said of a test set, in the data set's order.
+    """The outputs of a network on a test set, in the data set's order.
 
     Of an anomaly map its small grid of distances is kept, which says everything, and of a mask its bits; `map` and `mask` give
     them at full size, one at a time.

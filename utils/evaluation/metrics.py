@@ -18,7 +18,7 @@ from utils.evaluation.results import Results
 AUPRO_LIMIT = 0.3  # false-positive rate up to which the per-region overlap is integrated
 AREA_BITS = (1 << 29) - 1  # of a float64, those that the value of a float32 leaves zero
 
-# What is ranked: an image score, said by its name and avgpool_size, or the pixels themselves.
+# What is ranked: an image score, given by its name and avgpool_size, or the pixels themselves.
 ScoreKey = tuple[str, tuple[int, int] | None]
 PIXEL: ScoreKey = ("pixel", None)
 

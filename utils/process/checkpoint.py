@@ -103,7 +103,7 @@ def find_start(saver: dict[str, Any], overwrite: bool) -> Path | None:
     folder = Path(saver["save_dir"])
     if overwrite:
         if saver["resume_model"]:
-            raise UserError("--overwrite starts anew and saver.resume_model goes on: choose one of them")
+            raise UserError("--overwrite starts over and saver.resume_model goes on: choose one of them")
         return None
     if saver["auto_resume"] and (newest := newest_whole(folder)):
         return newest
@@ -112,7 +112,7 @@ def find_start(saver: dict[str, Any], overwrite: bool) -> Path | None:
     if any(folder.glob(ALL)):
         raise UserError(
             f"{folder} holds checkpoints of an earlier run: go on from it with saver.auto_resume=True, "
-            "start anew over it with --overwrite, or choose another saver.save_dir"
+            "start over with --overwrite, or choose another saver.save_dir"
         )
     return None
 
@@ -137,7 +137,7 @@ def newest_whole(folder: Path) -> Path | None:
     if errors:
         raise UserError(
             f"{'; '.join(errors)}; nothing to go on from: name another checkpoint with saver.auto_resume=False and "
-            "saver.resume_model, or start anew with --overwrite"
+            "saver.resume_model, or start over with --overwrite"
         )
     return None
 

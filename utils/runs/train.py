@@ -92,7 +92,7 @@ def is_trained(trainer: Trainer) -> bool:
     if trainer.epoch < trainer.config["trainer"]["max_epoch"]:
         return False
     longer = "" if trainer.schedules_steps else "train longer with trainer.max_epoch, "  # OneCycleLR is at its end
-    log.info("nothing left to train: use it as it is, %sor start anew with --overwrite", longer)
+    log.info("nothing left to train: use it as it is, %sor start over with --overwrite", longer)
     return True
 
 

@@ -178,7 +178,7 @@ def train_with(
     number: int = signal.SIGTERM,
     validate: Callable[[], dict[str, float]] = dict,
 ) -> Trainer:
-    """Train anew without test images, with a signal at step `at`; returns the trainer, also of a run that was interrupted."""
+    """Train from the start without test images, with a signal at step `at`; returns the trainer, also of a run that was interrupted."""
     config = load_config(path, [*RUN, *overrides])
     seed = seed_run(config, Process())
     network = build_network(config.net)
@@ -309,7 +309,7 @@ def test_two_damaged_checkpoints_are_an_error_that_names_both(stopped: Path) -> 
     for name in (LAST, PREVIOUS):
         flip(folder / name)
     before = {file: file.read_bytes() for file in folder.iterdir()}
-    with pytest.raises(UserError, match=rf"/{LAST}: damaged.*/{PREVIOUS}: damaged.*resume_model, or start anew") as caught:
+    with pytest.raises(UserError, match=rf"/{LAST}: damaged.*/{PREVIOUS}: damaged.*resume_model, or start over") as caught:
         tiny.train(stopped, *RUN)
     assert "\n" not in str(caught.value)
     assert {file: file.read_bytes() for file in folder.iterdir()} == before

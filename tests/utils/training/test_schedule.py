@@ -94,7 +94,7 @@ def test_a_finished_run_has_nothing_left_to_train(path: Path, log_text) -> None:
     finished = result(path)
     tiny.train(path, *RESUMES)
     assert_same(result(path), finished)
-    assert "nothing left to train: use it as it is, or start anew" in log_text()  # not: train longer, which would be refused
+    assert "nothing left to train: use it as it is, or start over" in log_text()  # not: train longer, which would be refused
 
 
 @pytest.mark.parametrize("override", ["trainer.max_epoch=3", "dataset.batch_size=2"])

@@ -139,7 +139,7 @@ def test_nothing_to_train_is_an_error(path: Path) -> None:
 
 def test_overwrite_and_resume_model_exclude_each_other(path: Path) -> None:
     train(path, "run")
-    with pytest.raises(UserError, match=r"--overwrite starts anew and saver\.resume_model goes on"):
+    with pytest.raises(UserError, match=r"--overwrite starts over and saver\.resume_model goes on"):
         train(path, "run", f"saver.resume_model={path.parent}/run/ckpt.pth.tar", overwrite=True)
 
 
@@ -229,7 +229,7 @@ def test_an_epoch_takes_every_image_once_and_keeps_the_last_smaller_batch(path: 
 
 
 @pytest.mark.parametrize("augments", [True, False])
-def test_augmentation_is_drawn_anew_every_epoch(path: Path, augments: bool) -> None:
+def test_augmentation_is_drawn_again_every_epoch(path: Path, augments: bool) -> None:
     epochs = []
     for epoch in (0, 1):
         *_, batches = one_epoch(path, f"dataset.train.hflip={augments}", epoch=epoch)
