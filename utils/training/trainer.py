@@ -32,10 +32,11 @@ log = logging.getLogger("uniad")
 class Trainer:
     """A network in training, and how far it has come. Every process of a run must make the same calls.
 
-    A notebook trains an epoch, without evaluation or checkpoints, so:
+    A notebook trains epoch by epoch, without evaluation or checkpoints:
 
         trainer = Trainer(network, criterion, optimizer, scheduler, to_plain(load_config(path)))
         loss = trainer.train_epoch(build_dataloader(...))
+        trainer.finish_epoch(loss)  # before the next one
 
     Args:
         config: the whole configuration as plain dicts; trainer and saver are read here.

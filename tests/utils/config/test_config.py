@@ -213,7 +213,7 @@ def test_a_wrong_key_or_value_is_one_line_with_the_key_and_what_to_do(override: 
         ("net.discriminator.kwargs.hidden_dim=1", r"net\.discriminator\.kwargs\.hidden_dim must be at least 2"),
         ("net.discriminator.kwargs.weight=-1", r"net\.discriminator\.kwargs\.weight must be at least 0"),
         ("net.discriminator.prev=neck", r"net\.discriminator\.prev 'neck' must be 'reconstruction'"),
-        ("net.discriminator.name=neck", r"net must be .*, each with a name of its own, and after .*UniAD optionally .*Discriminator"),
+        ("net.discriminator.name=neck", r"net must be .*, each with a name of its own, and .*UniAD optionally .*Discriminator"),
         (
             "frozen_layers=[backbone, discriminator]",
             r"net\.discriminator cannot be frozen: .* standardised by is found in training",

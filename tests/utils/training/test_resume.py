@@ -178,7 +178,7 @@ def train_with(
     number: int = signal.SIGTERM,
     validate: Callable[[], dict[str, float]] = dict,
 ) -> Trainer:
-    """Train from the start without test images, with a signal at step `at`; returns the trainer, also of a run that was interrupted."""
+    """Train without test images, with a signal at step `at`; returns the trainer, also of a run that was interrupted."""
     config = load_config(path, [*RUN, *overrides])
     seed = seed_run(config, Process())
     network = build_network(config.net)

@@ -20,7 +20,9 @@ from tests.helpers import tiny
 from tests.helpers.comparing import assert_same
 from utils.config import load_config, to_plain
 from utils.errors import UserError
-from utils.process.checkpoint import BEST, LAST, PREVIOUS, load_checkpoint, save_checkpoint
+from utils.process.checkpoint import BEST, LAST, PREVIOUS, load_checkpoint, network_state, save_checkpoint
+from utils.process.distributed import Process
+from utils.runs.start import seed_run
 from utils.training.acceleration import compile_trained
 from utils.training.optimizer import build_optimizer, build_scheduler
 from utils.training.trainer import Trainer
@@ -226,6 +228,26 @@ def test_an_epoch_takes_every_image_once_and_keeps_the_last_smaller_batch(path: 
     listed = [json.loads(line)["filename"] for line in (path.parent / "data/train.json").read_text().splitlines()]
     assert sorted(orders[0]) == sorted(orders[1]) == sorted(listed)
     assert orders[0] != orders[1]
+
+
+def test_a_notebook_trains_epoch_after_epoch_as_a_run_does(path: Path) -> None:
+    """With the calls in Trainer's docstring, and nothing written."""
+    whole = train(path, "whole", "trainer.max_epoch=2", "dataset.feature_cache.mode=off")
+    config = to_plain(load_config(path, ["dataset.train.hflip=True"]))
+    seed = seed_run(load_config(path), Process())
+    network = build_network(config["net"])
+    optimizer = build_optimizer(network, config["trainer"]["optimizer"])
+    scheduler = build_scheduler(optimizer, config["trainer"]["lr_scheduler"])
+    loader = build_dataloader(build_dataset(config["dataset"], "train", seed), config["dataset"], "train", seed=seed)
+    before = sorted(path.parent.iterdir())
+    trainer = Trainer(network, Criterion(config["criterion"]), optimizer, scheduler, config)
+    losses = []
+    for _ in range(2):
+        losses.append(trainer.train_epoch(loader))
+        trainer.finish_epoch(losses[-1])
+    assert losses == [numbers["loss"] for numbers in whole["history"]]
+    assert_same(network_state(network), whole["state_dict"])
+    assert sorted(path.parent.iterdir()) == before
 
 
 @pytest.mark.parametrize("augments", [True, False])
