@@ -6,7 +6,6 @@ python tools/benchmark.py --config experiments/MVTec-AD/config.yaml --json bench
 It needs neither data nor weights: images, maps and weights are random. It takes minutes; let nothing else run meanwhile.
 """
 
-import argparse
 import json
 import sys
 from pathlib import Path
@@ -18,21 +17,17 @@ from utils.benchmark.report import format_report
 from utils.benchmark.speed import benchmark_config, measure_speed
 from utils.config import load_config
 from utils.files import write_text
+from utils.process.arguments import add_config_arguments, tool_parser
 from utils.process.cli import run
 
 SECTIONS = ("dataset", "criterion", "trainer", "net")
 
 
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", required=True, help="the experiment's YAML file")
-    parser.add_argument("--json", metavar="F", help="write the measurements to this file as well")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="values that replace the file's, by dotted key")
-    return parser.parse_intermixed_args()
-
-
 def main() -> None:
-    args = parse_arguments()
+    parser = tool_parser(__doc__)
+    add_config_arguments(parser)
+    parser.add_argument("--json", metavar="F", help="write the measurements to this file as well")
+    args = parser.parse_intermixed_args()
     config = benchmark_config(load_config(args.config, args.overrides, needs=SECTIONS))
     report = {"config": args.config, **measure_speed(config), "metrics": measure_metrics(mvtec_counts())}
     print(format_report(report))

@@ -4,25 +4,21 @@ python tools/report.py --result experiments/demo/result
 python tools/report.py --result experiments/demo/result --out report.html
 """
 
-import argparse
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from utils.process.arguments import tool_parser
 from utils.process.cli import run
 from utils.report.page import write_report
 
 
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main() -> None:
+    parser = tool_parser(__doc__)
     parser.add_argument("--result", type=Path, required=True, metavar="DIR", help="folder that evaluation wrote")
     parser.add_argument("--out", type=Path, metavar="FILE", help="page to write (DIR/report.html)")
-    return parser.parse_args()
-
-
-def main() -> None:
-    args = parse_arguments()
+    args = parser.parse_args()
     print(write_report(args.result, args.out))
 
 

@@ -5,25 +5,21 @@ python tools/summarize.py screw/result pcb/result glassfiber/result         # on
 python tools/summarize.py seed*/result --out summary.md                     # and as Markdown, .json or .txt
 """
 
-import argparse
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from utils.process.arguments import tool_parser
 from utils.process.cli import run
 from utils.report.summary import format_text, summarize, write_summary
 
 
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main() -> None:
+    parser = tool_parser(__doc__)
     parser.add_argument("folders", nargs="+", type=Path, metavar="RESULT_DIR", help="folder that evaluation wrote")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write it too: .json, .md or .txt")
-    return parser.parse_intermixed_args()
-
-
-def main() -> None:
-    args = parse_arguments()
+    args = parser.parse_intermixed_args()
     summary = summarize(args.folders)
     print(format_text(summary))
     if args.out:
