@@ -123,39 +123,31 @@ class Paths:
 
 
 def describe(model: type[BaseModel], details: dict[str, Any], where: str) -> str:
-    """A problem that pydantic found, in our words."""
-    field: FieldInfo | None = None
-    valid: type[BaseModel] | None = model
+    """A problem that pydantic found, in our words. where: the dotted name of the section that `model` describes."""
     problem, value = details["type"], details["input"]
+    field: FieldInfo | None = None
+    section: type[BaseModel] | None = model
     for part in details["loc"]:
-        if isinstance(part, int):
-            where = f"{where}[{part}]" if valid else where  # a plain list is named as a whole
-            continue
-        if valid is None or part not in valid.model_fields:
-            if problem == "extra_forbidden":
-                deeper = () if where or model is not Config else below_top()
-                names = valid.model_fields if valid else ()
-                return f"{join(where, part)} is not a key{nearest(str(part), names, where, deeper)}"
-            break  # inside a union or a list: the key is named already
-        field, where = valid.model_fields[part], join(where, part)
-        valid = section_of(field)
-        if valid is None:
-            value = details["input"] if details["loc"][-1] == part else value
-    if valid is not None or field is None:
-        if problem == "missing" and field is not None:
-            return f"{where} is missing: {field.description}"
-        kind = "a list" if field is not None and is_list(field) and not where.endswith("]") else "a mapping of keys"
-        return f"{where} must be {kind}, not {value!r}"
+        if isinstance(part, int) and section:
+            where = f"{where}[{part}]"
+        elif section and part in section.model_fields:
+            field = section.model_fields[part]
+            where, section = join(where, part), section_of(field)
+        elif section and problem == "extra_forbidden":
+            deeper = below_top() if section is Config else ()
+            return f"{join(where, part)} is not a key{nearest(str(part), section.model_fields, where, deeper)}"
+        # else: a part of a plain value, which is named as a whole
     if problem == "missing":
         return f"{where} is missing: {field.description}"
-    if choices := choices_of(field):
-        if isinstance(value, str) or where.startswith("net"):
-            return f"{where} '{value}' is unknown{nearest(str(value), choices)}"
-        return f"{where} must be a text, not {value!r}"
-    if problem == "greater_than_equal" and len(details["loc"]) and not isinstance(details["loc"][-1], int):
-        return f"{where} must be at least {details['ctx']['ge']:g}, not {value}"
-    if problem == "less_than_equal":
-        return f"{where} must be at most {details['ctx']['le']:g}, not {value}"
+    if section:
+        kind = "a list" if field and is_list(field) and not where.endswith("]") else "a mapping of keys"
+        return f"{where} must be {kind}, not {value!r}"
+    if (choices := choices_of(field)) and (isinstance(value, str) or where.startswith("net")):
+        return f"{where} '{value}' is unknown{nearest(str(value), choices)}"
+    bounds = {"greater_than_equal": ("ge", "at least"), "less_than_equal": ("le", "at most")}
+    if problem in bounds:
+        name, words = bounds[problem]
+        return f"{where} must be {words} {details['ctx'][name]:g}, not {value}"
     kind = kind_of(field)
     return f"{where} must be {kind.words if kind else 'a text'}, not {value!r}"
 
