@@ -37,12 +37,14 @@ def load_config(
     Raises UserError naming the file and the dotted key of each problem and, for an unknown key, the nearest valid one.
     """
     config = read_config(path, overrides, needs, class_name, class_paths)
-    try:
-        check_data(config)
-        check_training(config)
-        derive_net(config)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
+    problems = []
+    for step in (check_data, check_training, derive_net):
+        try:
+            step(config)
+        except UserError as error:
+            problems.append(str(error))
+    if problems:
+        raise UserError(f"{path}: {'; '.join(problems)}")
     return EasyDict(config)
 
 

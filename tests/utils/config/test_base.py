@@ -99,6 +99,14 @@ def test_all_problems_are_told_in_one_line(base: Path) -> None:
         assert key in message
 
 
+def test_problems_between_sections_are_told_together(base: Path) -> None:
+    overrides = ["dataset.train.meta_file=null", "evaluator.key_metric=mean_max_ap", "net.neck.kwargs.outstrides=[8, 16]"]
+    with pytest.raises(
+        UserError, match=r"dataset\.train\.meta_file .*; evaluator\.key_metric .*; net\.neck\.kwargs\.outstrides "
+    ):
+        load_config(base, overrides)
+
+
 def test_of_many_problems_the_first_five_are_told(base: Path) -> None:
     with pytest.raises(UserError, match=r"; and 3 more$"):
         load_config(base, [f"saver.unknown_{number}=1" for number in range(8)])
