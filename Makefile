@@ -2,8 +2,10 @@
 #   make demo GPU=cpu         without the GPU (default: GPU 0, or the CPU where there is none)
 #   make demo-vis CLASS=...   for another class of the demo set than nut
 #   make setup PYTHON=...     with another Python than python3
+#   make test WORKERS=6       with more test processes than 3, which suit two cores: tests often wait for others
 PYTHON = python3
 GPU = 0
+WORKERS = 3
 VENV_PYTHON = .venv/bin/python
 
 CLASS = nut
@@ -28,7 +30,7 @@ demo-vis: setup   ## after make demo: train a vis decoder, draw reconstructions 
 	@echo "reconstructions: experiments/demo/vis_recon/result/$(CLASS)   queries: experiments/demo/vis_query/result/$(CLASS)"
 
 test: lint   ## check the code and run the tests
-	OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest tests --numprocesses=auto --maxprocesses=4 --dist=loadfile
+	OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest tests --numprocesses=$(WORKERS) --dist=loadfile
 
 lint: .venv/.installed-tests   ## check the code only
 	$(VENV_PYTHON) -m ruff check .
