@@ -74,7 +74,7 @@ def report_bad(lines: list[str], skip: bool) -> None:
         print(line, file=sys.stderr)
     if lines and not skip:
         what = f"{len(lines)} images or masks" if len(lines) > 1 else "an image or mask"
-        raise UserError(f"{what} cannot be used (listed above): mend, remove, or leave out with --skip_bad; nothing is written")
+        raise UserError(f"{what} cannot be used (listed above): repair, remove, or use --skip_bad; nothing is written")
 
 
 def scan_images(args: argparse.Namespace) -> tuple[Scan, dict[str, Checked]]:

@@ -54,7 +54,7 @@ def read_joined_mask(reader: ImageReader, parts: Iterable[str]) -> np.ndarray:
     masks = {name: reader.read_mask(name) for name in parts}
     if len({mask.shape for mask in masks.values()}) > 1:
         sizes = ", ".join(f"{name} {mask.shape[1]} x {mask.shape[0]}" for name, mask in masks.items())
-        raise UserError(f"the masks of one image are unequally large: {sizes} pixels")
+        raise UserError(f"the masks of one image are of different sizes: {sizes} pixels")
     return np.maximum.reduce(list(masks.values()))
 
 

@@ -44,7 +44,7 @@ def table(scan: Scan, checked: dict[str, Checked]) -> str:
             "defective without mask": sum("maskname" not in line for line in defective),
             "empty masks": sum(result.empty_mask for result in results),
             "also in training": copies[clsname],
-            "all but black (less than 8 bits used?)": sum(result.black for result in results),
+            "nearly black (fewer than 8 bits used?)": sum(result.black for result in results),
             "near-duplicates kept on one side": scan.near_duplicates.get(clsname, 0),
         }
         texts = [text for text, applies in notes.items() if applies] + [f"{n} {text}" for text, n in counts.items() if n]

@@ -160,9 +160,8 @@ def test_joined_masks_must_be_equally_large(root, prepare, capsys):
         save(root / f"nut/ground_truth/bent/0/{index}.png", np.ones(size, np.uint8))
     with pytest.raises(UserError, match="an image or mask cannot be used"):
         prepare(kind="mvtec_loco")
-    assert (
-        "unequally large: nut/ground_truth/bent/0/0.png 80 x 60, nut/ground_truth/bent/0/1.png 8 x 6" in capsys.readouterr().err
-    )
+    sizes = "nut/ground_truth/bent/0/0.png 80 x 60, nut/ground_truth/bent/0/1.png 8 x 6"
+    assert f"of different sizes: {sizes}" in capsys.readouterr().err
     prepare("--skip_bad", kind="mvtec_loco")
     assert listed(root)["nut/test/bent/0.png"] is None
     assert not (root / "nut/ground_truth/bent/0.png").exists()
@@ -201,9 +200,9 @@ def test_a_sound_class_has_no_notes_and_a_small_or_one_sided_one_has(root, prepa
 def test_a_16_bit_file_that_uses_few_bits_is_noted(root, prepare):
     deep = picture(12)[..., 0].astype(np.uint16)  # 8 bits in a 16-bit file: black once it is read at 8 bits
     save(root / "nut/test/good/1.png", cv2.imencode(".png", deep)[1].tobytes())
-    assert "1 all but black" in prepare()[0]
+    assert "1 nearly black" in prepare()[0]
     save(root / "nut/test/good/1.png", cv2.imencode(".png", deep * 256)[1].tobytes())
-    assert "all but black" not in prepare()[0]
+    assert "nearly black" not in prepare()[0]
 
 
 # --- odd files that can be used ---

@@ -86,7 +86,14 @@ class Job:
     def restart(self) -> None:
         """Wait until it is queued again, and start it: Slurm would hold such a job for two minutes."""
         self.wait_for_state("PENDING")
-        ask(self.cluster, "scontrol", "update", f"JobId={self.number}", "StartTime=now")
+
+        def has_started() -> bool:
+            """A job that still ends gets its delay only then, so it is started until it runs."""
+            if self.shown("JobState") == "PENDING":
+                ask(self.cluster, "scontrol", "update", f"JobId={self.number}", "StartTime=now")
+            return self.shown("JobState") != "PENDING"
+
+        wait_until(has_started, self.log)
 
 
 def wait_until(condition: Callable[[], bool], log: Path) -> None:

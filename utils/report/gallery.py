@@ -109,7 +109,7 @@ def draw(rgb: np.ndarray, mask: np.ndarray, normalised: np.ndarray) -> dict[str,
 
 
 def replace_folder(new: Path, folder: Path) -> None:
-    """Put `new` in the place of `folder`, if there is one. A reader sees all of either folder, or none."""
+    """Replace `folder` by `new`. A reader sees all of either folder, or none."""
     old = folder.with_name(f".{folder.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
