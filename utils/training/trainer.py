@@ -32,7 +32,7 @@ log = logging.getLogger("uniad")
 class Trainer:
     """A network in training, and how far it has come. Every process of a run must make the same calls.
 
-    A notebook trains epoch by epoch, without evaluation or checkpoints:
+    A notebook trains epoch by epoch, without evaluation; checkpoints are written only with saver.save_freq_step:
 
         trainer = Trainer(network, criterion, optimizer, scheduler, to_plain(load_config(path)))
         loss = trainer.train_epoch(build_dataloader(...))
@@ -57,7 +57,7 @@ class Trainer:
     images_seen: int = 0  # in the current epoch, all processes
     steps_done: int = 0  # in the current epoch
     loss_sum: float = 0.0  # of these steps, in this process
-    history: list[dict[str, float]] = field(default_factory=list)  # an item an epoch: epoch, loss and what validation found
+    history: list[dict[str, float]] = field(default_factory=list)  # one item per epoch: epoch, loss and what validation found
 
     writer: Curves | None = None  # TensorBoard, on rank 0
 
@@ -72,9 +72,8 @@ class Trainer:
     ) -> None:
         """Train to the configured last epoch; validate and save every so many epochs, and after the last.
 
-        `validate` returns numbers on rank 0, nothing elsewhere. The last checkpoint is the result. SIGTERM and SIGUSR1 are
-        acted on after a step, and at the end of an epoch that saves; a signal during validation waits for its end. Raises
-        Interrupted then.
+        `validate` returns numbers on rank 0 and an empty dict elsewhere. The last checkpoint is the result. SIGTERM and SIGUSR1
+        take effect after the current step, those during validation after it: then Interrupted is raised.
         """
         last, saver = self.config["trainer"]["max_epoch"], self.config["saver"]
         if self.process.is_main:
@@ -136,7 +135,7 @@ class Trainer:
 
     def finish_epoch(self, loss: float) -> None:
         """Count the epoch, note its loss, and step a schedule that acts once an epoch."""
-        # The published loop steps with the epoch's 0-based number, so StepLR(800) acts one epoch late: no step after the first.
+        # As in the published code there is no step after the first epoch, so StepLR(800) acts one epoch late.
         if self.epoch > 0 and not self.schedules_steps:
             step_scheduler(self.scheduler)
         self.epoch += 1
@@ -146,7 +145,7 @@ class Trainer:
 
     def run_validation(self, validate: Callable[[], dict[str, float]], step: int) -> None:
         """Add what `validate` finds to the epoch's item in the history, and to TensorBoard."""
-        share_weights(self.network, self.process)  # statistics of batch norms that train differ since the last step
+        share_weights(self.network, self.process)  # statistics of trained batch norms differ between processes
         found = validate()
         self.log_scalars({f"test/{name}": value for name, value in found.items()}, step)
         self.history[-1].update(found)
@@ -215,7 +214,7 @@ class Trainer:
                 self.writer.add_scalar(name, value, step)
 
     def align_to_loader(self, loader: ImageLoader) -> None:
-        """Translate the images seen into steps of this loader; those after the last whole step are read again."""
+        """Translate the images seen into steps of this loader; those of an unfinished step are read again."""
         images_a_step = loader.batch_size * self.process.world_size
         steps = len(loader) if self.images_seen >= len(loader.dataset) else self.images_seen // images_a_step
         if steps != self.steps_done:
