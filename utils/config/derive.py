@@ -54,8 +54,9 @@ def check_training(config: dict[str, Any]) -> None:
             raise UserError("trainer.lr_scheduler.kwargs.max_lr must be one number above 0; net[].lr_scale multiplies it")
         length = {"total_steps": 10**9} if schedule["type"] == "OneCycleLR" else {}
         try_build(torch.optim.lr_scheduler, schedule, "trainer.lr_scheduler", optimizer, **length)
-        if schedule["kwargs"].get("step_size", 1) < 1:
-            raise UserError("trainer.lr_scheduler.kwargs.step_size must be at least 1")
+        step_size = schedule["kwargs"].get("step_size", 1)
+        if not isinstance(step_size, int | float) or not step_size >= 1:
+            raise UserError(f"trainer.lr_scheduler.kwargs.step_size must be at least 1, not {step_size!r}")
     if config["reproduce"] and config["random_seed"] is None:
         raise UserError("reproduce: True needs a random_seed")
     types = {subnet["type"] for subnet in config["net"]}

@@ -24,7 +24,8 @@ An experiment is one YAML file. `python tools/train_val.py --config FILE --print
 - **Paths.** All other relative paths are relative to the folder of the configuration that is run, also those of its base and of
   overrides.
 - **Splits.** `dataset.train` and `dataset.test` are merged over `dataset`: any dataset key may stand in them.
-- **Errors.** An unknown key names the nearest valid one. All problems of a file are found before anything starts.
+- **Errors.** An unknown key names the nearest valid one. All wrong keys and values are named at once, before anything starts;
+  then come values that do not suit each other.
 
 Keys that the published code has keep its defaults, except how often a line is logged. "ours" marks what it does not have.
 """

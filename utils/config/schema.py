@@ -383,7 +383,7 @@ class Config(Section):
     random_seed: Int | None = key("the process's rank is added; powers 1 to 4 seed numpy, torch, CUDA and Python", None, ge=0)
     reproduce: Bool = key("deterministic algorithms; needs a seed. The same run twice is bit-equal on a machine", False)
     port: Int | None = key(
-        "Slurm: where rank 0 listens; none: any free port. MASTER_PORT in the environment comes first", None, ge=1024, le=55535
+        "Slurm: the port where rank 0 listens; if it is busy, a free one. MASTER_PORT comes first", None, ge=1024, le=55535
     )
     dataset: Dataset | None = None
     criterion: list[CriterionItem] = []

@@ -55,13 +55,20 @@ def validate_section(model: type[BaseModel], raw: dict[str, Any], where: str, pr
 
 
 def plain(section: BaseModel) -> dict[str, Any]:
-    """The section's keys in the schema's order. Of the whole configuration only sections that the file has; of dataset.train
-    and dataset.test only the keys that it has."""
+    """The section's keys in the schema's order.
+
+    The whole configuration has only the sections that the file has and does not turn off; dataset.train and dataset.test have
+    only the keys that the file has, also those that are turned off there.
+    """
     result = {}
     for name, field in type(section).model_fields.items():
-        omits = isinstance(section, DatasetPart) or (isinstance(section, Config) and section_of(field))
-        if name in section.model_fields_set or not omits:
-            result[name] = plain_value(getattr(section, name))
+        value, given = getattr(section, name), name in section.model_fields_set
+        if isinstance(section, Config) and section_of(field):
+            given = given and value is not None
+        elif not isinstance(section, DatasetPart):
+            given = True  # a default stands for a key that is left out
+        if given:
+            result[name] = plain_value(value)
     return result
 
 

@@ -46,20 +46,20 @@ def train_decoder(config: EasyDict, process: Process, overwrite: bool = False) -
         clear_run(config, process)
 
     def draw_sheet() -> dict[str, float]:
-        if process.is_main and config.visualization:
+        if process.is_main and config.get("visualization"):
             chosen = np.linspace(0, len(checks) - 1, min(NUM_CHECKS, len(checks))).round().astype(int)
             if pairs := [pair for _, pair in draw_pairs(trainer.network, checks, chosen.tolist())]:
                 save_picture(Path(config.visualization.vis_dir) / f"epoch_{trainer.epoch:04d}.jpg", np.hstack(pairs))
         return {}
 
-    vis_freq = config.visualization.vis_freq_epoch if config.visualization else config.trainer.max_epoch
+    vis_freq = config.visualization.vis_freq_epoch if config.get("visualization") else config.trainer.max_epoch
     trainer.train(train_loader, draw_sheet, val_freq=vis_freq)
     log.info("%s is the result", Path(config.saver.save_dir) / "ckpt.pth.tar")
 
 
 def draw_check_images(config: EasyDict, process: Process) -> None:
     """Draw each check image above its decoded features, with the decoder saver.load_path: vis_dir/<kind>/<name>.jpg."""
-    if not config.visualization:
+    if not config.get("visualization"):  # a section that is turned off is left out
         raise UserError("visualization is off in this configuration: there is no vis_dir to draw into")
     network = load_decoder(config, process)
     checks = check_set(config)

@@ -127,3 +127,15 @@ def test_a_wrong_configuration_is_not_printed(base: Path) -> None:
 
 def test_the_page_of_keys_is_current() -> None:
     assert (tiny.ROOT / "docs/configuration.md").read_text(encoding="utf-8") == page()
+
+
+@pytest.mark.parametrize("value", ["null", "False"])
+def test_a_section_that_is_turned_off_is_not_in_the_result(base: Path, value: str) -> None:
+    for section in ("dataset", "saver", "evaluator"):
+        assert section not in load_config(base, [f"{section}={value}"])
+
+
+@pytest.mark.parametrize("value", ["null", "abc", "[1]", "{}", "0"])
+def test_a_step_size_that_is_no_number_is_named(base: Path, value: str) -> None:
+    with pytest.raises(UserError, match=r"trainer\.lr_scheduler\.kwargs\.step_size must be at least 1"):
+        load_config(base, [f"trainer.lr_scheduler.kwargs.step_size={value}"])

@@ -175,6 +175,13 @@ def test_v_draws_every_test_image_and_trains_nothing(trained: Path) -> None:
     assert (folder / "checkpoints/ckpt.pth.tar").read_bytes() == before
 
 
+@pytest.mark.parametrize("value", ["False", "null"])
+def test_without_visualization_it_trains_and_draws_nothing(path: Path, value: str) -> None:
+    train(path, "cup", "trainer.max_epoch=1", f"visualization={value}")
+    assert (path.parent / "cup/checkpoints/ckpt.pth.tar").is_file()
+    assert not (path.parent / "cup/vis").exists()
+
+
 def test_v_with_visualization_off_says_so(trained: Path) -> None:
     with pytest.raises(UserError, match="visualization is off"):
         draw_check_images(load(trained, "cup", "visualization=False"), Process())
