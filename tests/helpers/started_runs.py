@@ -1,14 +1,16 @@
 """Runs on the tiny data in processes that tests can signal and kill, and readers of their checkpoints and curves."""
 
 import contextlib
+import io
+import multiprocessing
 import os
+import runpy
 import signal
 import socket
 import struct
-import subprocess
+import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,48 +30,86 @@ RUN = (
     "dataset.train.hflip=True",  # so training reads images, and augments them differently every epoch
     "saver.auto_resume=True",
 )
+# Processes are forked from a server that has imported torch once and has computed nothing. A fork of the test process itself
+# may hang: it has none of its parent's threads, and the locks they held.
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["torch", "torchvision", "cv2", "sklearn.metrics", "tensorboardX", "pydantic"])
 
 
-@dataclass
-class Started:
-    """A run in separate processes, by rank, each the leader of its own process group."""
+class Rank:
+    """One process of a run, the leader of its own process group; `output` holds what it prints."""
 
-    ranks: list[subprocess.Popen]
-    output: Path  # rank 0's stdout and stderr
+    def __init__(self, script: Path, args: tuple[str, ...], environment: dict[str, str], output: Path) -> None:
+        self.output = output
+        output.write_bytes(b"")  # an earlier run's output
+        self.process = SERVER.Process(target=_run, args=(script, args, environment, output))
+        self.process.start()
 
     def wait_for(self, text: str) -> None:
-        """Wait until rank 0 has printed the text; fail if the run ends first."""
+        """Wait until the process has printed the text; fail if it ends first."""
         deadline = time.monotonic() + TIMEOUT
-        while text not in self.output.read_text():
-            assert self.ranks[0].poll() is None, self.output.read_text()
-            assert time.monotonic() < deadline, self.output.read_text()
-            time.sleep(0.005)
+        while text not in self.log_text():
+            assert self.process.is_alive(), self.log_text()
+            assert time.monotonic() < deadline, self.log_text()
+            time.sleep(0.002)
 
-    def codes(self) -> list[int]:
-        return [rank.wait(TIMEOUT) for rank in self.ranks]
+    def log_text(self) -> str:
+        return self.output.read_text(encoding="utf-8", errors="replace")
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self.process.pid, number)
+
+    def kill(self) -> None:
+        self.process.kill()
+
+    def code(self) -> int:
+        """The exit code; minus the signal's number if one ended the process."""
+        self.process.join(TIMEOUT)
+        assert self.process.exitcode is not None, self.log_text()
+        return self.process.exitcode
 
 
 @contextlib.contextmanager
-def start(path: Path, *overrides: str, processes: int = 1, script: Path = tiny.TRAIN_VAL) -> Iterator[Started]:
-    """Start a tool in several processes, with the environment a launcher sets; all are killed at the end."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
-    output, ranks = path.parent / "output", []
-    with open(output, "w") as stdout:
-        for rank in range(processes):
-            place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes), **address}
-            env = {**tiny.environment(), **(place if processes > 1 else {})}
-            streams = {"stdout": stdout if rank == 0 else subprocess.DEVNULL, "stderr": subprocess.STDOUT}
-            command = tiny.command(path, *overrides, script=script)
-            ranks.append(subprocess.Popen(command, cwd="/", env=env, start_new_session=True, **streams))
+def start(
+    path: Path, *args: str, processes: int = 1, script: Path = tiny.TRAIN_VAL, folder: Path | None = None
+) -> Iterator[list[Rank]]:
+    """Start `script --config path *args` in several processes, with the environment a launcher sets; all are killed at the end.
+
+    Their output goes to `folder`, by default beside the configuration.
+    """
+    address = {}
+    if processes > 1:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            address = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    ranks = []
+    for rank in range(processes):
+        place = {**address, "RANK": str(rank), "LOCAL_RANK": str(rank)} if address else {}
+        arguments = ("--config", str(path), *args)
+        ranks.append(Rank(script, arguments, {**tiny.environment(), **place}, (folder or path.parent) / f"output-{rank}"))
     try:
-        yield Started(ranks, output)
+        yield ranks
     finally:
         for rank in ranks:
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(rank.pid, signal.SIGKILL)
-            rank.wait()
+                os.killpg(rank.process.pid, signal.SIGKILL)  # with its loaders
+            rank.process.kill()
+            rank.process.join()
+
+
+def _run(script: Path, args: tuple[str, ...], environment: dict[str, str], output: Path) -> None:
+    """The child's work: what `python script *args` does, from the folder /."""
+    os.setsid()
+    os.chdir("/")
+    multiprocessing.set_start_method("fork", force=True)  # as in a process that a shell starts
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    with open(output, "wb") as file:
+        for stream in (1, 2):
+            os.dup2(file.fileno(), stream)
+    sys.stdout, sys.stderr = (io.TextIOWrapper(io.FileIO(stream, "w"), "utf-8", line_buffering=True) for stream in (1, 2))
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.argv = [str(script), *args]
+    runpy.run_path(str(script), run_name="__main__")
 
 
 def result(path: Path, name: str = LAST) -> dict[str, Any]:

@@ -243,9 +243,9 @@ def test_the_checkpoint_has_the_numbers_of_the_last_validation(trained: Path) ->
 
 
 def test_two_processes_train_it_and_one_finds_their_numbers_again(path: Path) -> None:
-    with start(path, "trainer.max_epoch=2", "dataset.batch_size=2", processes=2) as run:
-        assert run.codes() == [0, 0], run.output.read_text()
-        assert "Warning" not in run.output.read_text()
+    with start(path, "trainer.max_epoch=2", "dataset.batch_size=2", processes=2) as ranks:
+        assert [rank.code() for rank in ranks] == [0, 0], ranks[0].log_text()
+        assert "Warning" not in ranks[0].log_text()
     numbers = [json.loads((path.parent / "result/metrics.json").read_text())]
     tiny.evaluate(path)
     numbers.append(json.loads((path.parent / "result/metrics.json").read_text()))
@@ -306,10 +306,10 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(path: Path, tmp_path: Pat
     """Statistics, schedule and the defects drawn go on as well as weights."""
     whole = make(tmp_path / "whole")
     tiny.train(whole, *RUN)
-    with start(path, *RUN) as run:
+    with start(path, *RUN) as (run,):
         run.wait_for("epoch 2/4  step 3/10")
-        run.ranks[0].send_signal(signal.SIGUSR1)
-        assert run.codes() == [EXIT_INTERRUPTED]
+        run.send_signal(signal.SIGUSR1)
+        assert run.code() == EXIT_INTERRUPTED
     assert result(path)["running_epoch"]["images"]
     tiny.train(path, *RUN)
     assert_same(result(path), result(whole))

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,8 +15,7 @@ import pytest
 from datasets.lists import lists_from_tree, write_list
 from tests.helpers import tiny
 from tests.helpers.comparing import assert_same
-from tests.helpers.forked_runs import fork
-from tests.helpers.started_runs import RUN, result
+from tests.helpers.started_runs import RUN, result, start
 from utils.errors import UserError
 from utils.process.checkpoint import LAST, PREVIOUS, load_checkpoint, newest_whole
 
@@ -58,9 +58,11 @@ def test_a_disk_that_fills_up_ends_the_run_with_one_line_and_it_goes_on_when_the
     """Log, curves and checkpoints are on it."""
     whole, path = tiny.make(tmp_path / "whole"), tiny.make(mount("size=100m") / "experiment")
     tiny.train(whole, *LONG)
-    with fork(path, *LONG, folder=tmp_path) as (run,):
+    with start(path, *LONG, folder=tmp_path) as (run,):
         run.wait_for("saved ckpt.pth.tar")
+        run.send_signal(signal.SIGSTOP)  # so that what is still to be written is more than the files' last pages have room for
         filler = fill(tmp_path / "disk")
+        run.send_signal(signal.SIGCONT)
         assert run.code() == 2
         lines = run.log_text().splitlines()
     last = path.parent / "checkpoints" / LAST
@@ -71,7 +73,7 @@ def test_a_disk_that_fills_up_ends_the_run_with_one_line_and_it_goes_on_when_the
     assert load_checkpoint(last)["epoch"] == 6
     assert load_checkpoint(last.with_name(PREVIOUS))["epoch"] == 5  # before the validation of epoch 6
     filler.unlink()
-    with fork(path, *LONG, folder=tmp_path) as (run,):
+    with start(path, *LONG, folder=tmp_path) as (run,):
         assert run.code() == 0
         assert f"resumed from {last} after epoch 6 of {EPOCHS}" in run.log_text()
     assert_same(result(path), result(whole))
@@ -83,7 +85,7 @@ def test_a_read_only_experiment_folder_is_one_line_before_anything_is_trained(tm
     elsewhere = {name: f"{name}={tmp_path}/{name}" for name in ("saver.log_dir", "saver.save_dir", "evaluator.save_dir")}
     mount("remount,ro")
     for options in ((), ("-e",)):
-        with fork(path, *options, folder=tmp_path) as (run,):
+        with start(path, *options, folder=tmp_path) as (run,):
             assert run.code() == 2
             (line,) = run.log_text().splitlines()
         assert line.endswith(f"{path.parent}/log: the log cannot be written there (Read-only file system); set saver.log_dir")
@@ -111,7 +113,7 @@ def test_paths_and_class_names_may_hold_spaces_quotes_and_letters_beyond_ascii(t
         write_list(records, data / f"{name}.json")
     pictures = ("evaluator.vis_compound={save_dir: 'Bilder 検'}", "net.reconstruction.kwargs.save_recon={save_dir: 'Merk male'}")
     tiny.train(path)
-    with fork(path, "saver.auto_resume=True", "trainer.max_epoch=2") as (run,):
+    with start(path, "saver.auto_resume=True", "trainer.max_epoch=2") as (run,):
         assert run.code() == 0, run.log_text()
         assert f"resumed from {path.parent}/checkpoints/{LAST} after epoch 1 of 2" in run.log_text()
     tiny.evaluate(path, *pictures)

@@ -15,8 +15,7 @@ from tests.helpers import tiny
 from tests.helpers import vis_runs as vis
 from tests.helpers.comparing import assert_same
 from tests.helpers.feature_runs import Run, touch
-from tests.helpers.forked_runs import fork
-from tests.helpers.started_runs import RUN, result
+from tests.helpers.started_runs import RUN, result, start
 from utils.config import load_config, to_plain
 from utils.errors import UserError
 from utils.process.distributed import Process
@@ -71,7 +70,7 @@ def test_an_image_that_goes_bad_in_mid_epoch_stops_the_run_with_its_name_and_men
 ) -> None:
     file = path.parent / "data" / TRAIN[3]
     good = file.read_bytes()
-    with fork(path, *RUN, "saver.save_freq_step=1", "dataset.workers=1") as (run,):
+    with start(path, *RUN, "saver.save_freq_step=1", "dataset.workers=1") as (run,):
         run.wait_for("epoch 2/4  step 2/10")
         DAMAGES[kind](file)
         assert run.code() == 2
@@ -87,7 +86,7 @@ def test_an_image_that_goes_bad_in_mid_epoch_stops_the_run_with_its_name_and_men
 
 
 def test_images_that_go_bad_in_mid_epoch_are_skipped_counted_and_named_and_the_run_ends_well(path: Path) -> None:
-    with fork(path, *RUN, SKIP, NO_CACHE, "dataset.workers=1") as (run,):
+    with start(path, *RUN, SKIP, NO_CACHE, "dataset.workers=1") as (run,):
         run.wait_for("epoch 1/4  step 2/10")
         damage(path, vanishes=f"{TRAIN[3]} tile/test/hole/000.png", is_corrupt=TRAIN[4])
         assert run.code() == 0, run.log_text()
@@ -150,7 +149,7 @@ def test_an_evaluation_without_them_says_what_it_says_of_a_list_without_them(pat
     tiny.evaluate(path, *one, "dataset.test.meta_file=data/short.json", "evaluator.save_dir=short")
     damage(path, vanishes=bad[0], is_corrupt=bad[1])
     tiny.evaluate(path, *one, SKIP, "evaluator.save_dir=skipped")
-    with fork(path, "-e", *one, SKIP, "evaluator.save_dir=by_two", processes=2) as ranks:
+    with start(path, "-e", *one, SKIP, "evaluator.save_dir=by_two", processes=2) as ranks:
         assert [rank.code() for rank in ranks] == [0, 0]
         lines = ranks[0].log_text().splitlines()
     assert f"evaluation: 2 images were skipped: {', '.join(bad)}" in lines

@@ -46,10 +46,10 @@ def whole(tmp_path_factory) -> dict[str, Any]:
 
 
 def test_a_killed_run_goes_on_from_the_last_step_saved_and_ends_the_same(path: Path, whole: dict, log_text) -> None:
-    with start(path, *RUN, "saver.save_freq_step=4") as run:
+    with start(path, *RUN, "saver.save_freq_step=4") as (run,):
         run.wait_for("epoch 3/4  step 5/10")  # saved at steps 4, 8, ... of all: the last time after step 4 of this epoch
-        run.ranks[0].kill()
-        assert run.codes() == [-signal.SIGKILL]
+        run.kill()
+        assert run.code() == -signal.SIGKILL
     content = result(path)
     epoch, images = content["epoch"], content["running_epoch"]["images"]
     assert (epoch * STEPS + images) % 4 == 0
@@ -64,12 +64,12 @@ def test_a_killed_run_goes_on_from_the_last_step_saved_and_ends_the_same(path: P
 
 
 def test_sigterm_to_the_whole_group_saves_after_the_step_and_asks_to_be_started_again(path: Path, whole: dict) -> None:
-    with start(path, *RUN, "dataset.workers=2") as run:  # the workers get it too
+    with start(path, *RUN, "dataset.workers=2") as (run,):  # the workers get it too
         run.wait_for("epoch 2/4  step 3/10")
-        os.killpg(run.ranks[0].pid, signal.SIGTERM)
-        os.killpg(run.ranks[0].pid, signal.SIGTERM)  # a second one changes nothing
-        assert run.codes() == [EXIT_INTERRUPTED]
-        *_, saved, last = run.output.read_text().splitlines()
+        os.killpg(run.process.pid, signal.SIGTERM)
+        os.killpg(run.process.pid, signal.SIGTERM)  # a second one changes nothing
+        assert run.code() == EXIT_INTERRUPTED
+        *_, saved, last = run.log_text().splitlines()
     assert "saved ckpt.pth.tar" in saved
     content = result(path)
     epoch, images = content["epoch"], content["running_epoch"]["images"]
@@ -85,21 +85,21 @@ def test_sigterm_to_the_whole_group_saves_after_the_step_and_asks_to_be_started_
 def test_two_processes_stop_together_and_go_on_as_if_they_had_not(tmp_path: Path) -> None:
     """SIGUSR1 to one of them, then SIGKILL to both, against a run without interruption."""
     paths = [tiny.make(tmp_path / name) for name in ("whole", "parts")]
-    with start(paths[0], *RUN, processes=2) as run:
-        assert run.codes() == [0, 0]
+    with start(paths[0], *RUN, processes=2) as ranks:
+        assert [rank.code() for rank in ranks] == [0, 0]
     often = (*RUN, "saver.save_freq_step=2")
-    with start(paths[1], *often, processes=2) as run:
-        run.wait_for("epoch 1/4  step 2/5")
-        run.ranks[1].send_signal(signal.SIGUSR1)
-        assert run.codes() == [EXIT_INTERRUPTED] * 2
-        assert "SIGUSR1: stopped at epoch " in run.output.read_text()
-    with start(paths[1], *often, processes=2) as run:
-        run.wait_for("epoch 3/4  step 3/5")
-        for rank in run.ranks:
+    with start(paths[1], *often, processes=2) as ranks:
+        ranks[0].wait_for("epoch 1/4  step 2/5")
+        ranks[1].send_signal(signal.SIGUSR1)
+        assert [rank.code() for rank in ranks] == [EXIT_INTERRUPTED] * 2
+        assert "SIGUSR1: stopped at epoch " in ranks[0].log_text()
+    with start(paths[1], *often, processes=2) as ranks:
+        ranks[0].wait_for("epoch 3/4  step 3/5")
+        for rank in ranks:
             rank.kill()
-    with start(paths[1], *often, processes=2) as run:
-        assert run.codes() == [0, 0]
-        assert re.search(r"resumed from .* images of the next", run.output.read_text())
+    with start(paths[1], *often, processes=2) as ranks:
+        assert [rank.code() for rank in ranks] == [0, 0]
+        assert re.search(r"resumed from .* images of the next", ranks[0].log_text())
     assert_same(result(paths[1]), result(paths[0]))
     assert_same(result(paths[1], BEST), result(paths[0], BEST))
 
@@ -115,8 +115,8 @@ def test_two_processes_have_the_loss_curve_of_one_with_the_joined_batch(tmp_path
     )
     one, two = (tiny.make(tmp_path / name) for name in ("one", "two"))
     tiny.train(one, *exact, "dataset.batch_size=4")
-    with start(two, *exact, "dataset.batch_size=2", processes=2) as run:
-        assert run.codes() == [0, 0]
+    with start(two, *exact, "dataset.batch_size=2", processes=2) as ranks:
+        assert [rank.code() for rank in ranks] == [0, 0]
     expected, losses = (curve(path, "loss_train") for path in (one, two))
     assert len(expected) == 21
     assert expected[-1][1] < 0.9 * expected[0][1]
@@ -125,8 +125,8 @@ def test_two_processes_have_the_loss_curve_of_one_with_the_joined_batch(tmp_path
 
 
 def test_a_backbone_that_is_not_frozen_trains_in_two_processes(path: Path) -> None:
-    with start(path, "frozen_layers=[]", processes=2) as run:
-        assert run.codes() == [0, 0]
+    with start(path, "frozen_layers=[]", processes=2) as ranks:
+        assert [rank.code() for rank in ranks] == [0, 0]
     trained = result(path)["state_dict"]
     seed_everything(7)
     before = build_network(load_config(path).net).state_dict()
@@ -137,10 +137,10 @@ def test_a_backbone_that_is_not_frozen_trains_in_two_processes(path: Path) -> No
 def test_a_vis_decoder_stops_and_goes_on_as_well(tmp_path: Path) -> None:
     uninterrupted, path = (vis.make(tmp_path / name) for name in ("whole", "parts"))
     options = ("trainer.max_epoch=8", "trainer.print_freq_step=1", "dataset.batch_size=1")
-    with start(path, "--class_name=cup", *options, script=vis.TOOL) as run:
+    with start(path, "--class_name=cup", *options, script=vis.TOOL) as (run,):
         run.wait_for("epoch 2/8  step 2/5")
-        run.ranks[0].send_signal(signal.SIGUSR1)
-        assert run.codes() == [EXIT_INTERRUPTED]
+        run.send_signal(signal.SIGUSR1)
+        assert run.code() == EXIT_INTERRUPTED
     contents = [vis.train(path, "cup", *options) for path in (uninterrupted, path)]
     for content in contents:
         del content["config"]
@@ -150,8 +150,8 @@ def test_a_vis_decoder_stops_and_goes_on_as_well(tmp_path: Path) -> None:
 def test_an_error_in_a_worker_ends_the_run(path: Path) -> None:
     """Workers do not obey signals of others, but still leave with the process that they work for."""
     (path.parent / "data/cup/train/good/003.png").write_bytes(b"no image")
-    with start(path, *RUN, "dataset.workers=2") as run:
-        assert run.codes() == [2]
+    with start(path, *RUN, "dataset.workers=2") as (run,):
+        assert run.code() == 2
 
 
 # --- within a process: a loss or a validation that sends the signal ---

@@ -78,10 +78,10 @@ def test_a_smaller_last_batch_is_a_step_as_well(path: Path) -> None:
 def test_an_interrupted_run_ends_as_if_it_had_not_been(path: Path, tmp_path: Path) -> None:
     whole = tiny.make(tmp_path / "whole")
     tiny.train(whole, *RUN, ONE_CYCLE)
-    with start(path, *RUN, ONE_CYCLE) as run:
+    with start(path, *RUN, ONE_CYCLE) as (run,):
         run.wait_for("epoch 2/4  step 3/10")
-        run.ranks[0].send_signal(signal.SIGUSR1)
-        assert run.codes() == [EXIT_INTERRUPTED]
+        run.send_signal(signal.SIGUSR1)
+        assert run.code() == EXIT_INTERRUPTED
     content = result(path)
     assert content["scheduler"]["last_epoch"] == content["epoch"] * STEPS + content["running_epoch"]["images"]
     tiny.train(path, *RUN, ONE_CYCLE)
