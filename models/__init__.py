@@ -1,5 +1,5 @@
 """Backbones, necks, reconstructions, discriminators, and the network they form."""
 
-from models.network import build_network
+from models.network import build_network, find_memory
 
-__all__ = ["build_network"]
+__all__ = ["build_network", "find_memory"]

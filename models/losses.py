@@ -8,7 +8,7 @@ from torch import Tensor, nn
 class FeatureMSELoss(nn.Module):
     """Mean squared error between reconstructed and clean features (section 3.1), times `weight`."""
 
-    subnet = "models.reconstructions.UniAD"
+    subnets = ("models.reconstructions.UniAD", "models.reconstructions.Memory")
 
     def __init__(self, weight: float = 1.0) -> None:
         super().__init__()
@@ -22,7 +22,7 @@ class FeatureMSELoss(nn.Module):
 class ImageMSELoss(nn.Module):
     """Mean squared error between the reconstructed and the normalised input image, times `weight`."""
 
-    subnet = "models.reconstructions.VisDecoder"
+    subnets = ("models.reconstructions.VisDecoder",)
 
     def __init__(self, weight: float = 1.0) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class PseudoAnomalyLoss(nn.Module):
     Defective positions are rare, so each has the weight DEFECTIVE.
     """
 
-    subnet = "models.discriminators.Discriminator"
+    subnets = ("models.discriminators.Discriminator",)
     DEFECTIVE = 3.0
     LEAST_SHARE = 0.1
 

@@ -217,15 +217,9 @@ def run(*command: object) -> tiny.Outcome:
     return tiny.Outcome(done.returncode, done.stdout, done.stderr)
 
 
-def test_the_nearest_neighbour_is_the_cpu_s(tmp_path: Path, on_gpu: Callable) -> None:
+def test_a_memory_is_the_cpu_s(tmp_path: Path, on_gpu: Callable) -> None:
     path = tiny.make(tmp_path)
-    tool = (
-        tiny.ROOT / "tools/nearest_neighbour.py",
-        "--config",
-        path,
-        "dataset.feature_cache.mode=off",
-        "evaluator.save_dir=result",
-    )
+    tool = (tiny.TRAIN_VAL, "--config", path, "--overwrite", tiny.MEMORY, "dataset.feature_cache.mode=off")
     outcome = on_gpu(run, *tool)
     assert_ended_well(outcome)
     assert "1 process on a GPU" in outcome.stdout + outcome.stderr

@@ -29,6 +29,7 @@ def parse_arguments() -> argparse.Namespace:
     decision = parser.add_mutually_exclusive_group()
     decision.add_argument("--threshold", type=float, metavar="T", help="a higher score is defective (as in calibration.json)")
     decision.add_argument("--class_name", metavar="CLASS", help="use this class's threshold, not that of all classes")
+    parser.add_argument("--memory_class", metavar="CLASS", help="of a memory: compare with this class only, not with all")
     parser.add_argument("--format", choices=("csv", "jsonl"), default="csv", help="of the scores (csv)")
     parser.add_argument("--batch_size", type=positive_int, default=8, metavar="N", help="images at a time (8)")
     parser.add_argument("--workers", type=positive_int, default=2, metavar="N", help="threads that read images (2)")
@@ -51,7 +52,7 @@ def choose_threshold(args: argparse.Namespace, predictor: Predictor) -> float | 
 
 def main() -> None:
     args = parse_arguments()
-    predictor = Predictor.from_checkpoint(args.checkpoint, args.device, args.config)
+    predictor = Predictor.from_checkpoint(args.checkpoint, args.device, args.config, args.memory_class)
     options = Options(
         threshold=choose_threshold(args, predictor),
         format=args.format,
@@ -61,6 +62,7 @@ def main() -> None:
         scale=args.scale and tuple(args.scale),
         maps=args.save_maps,
         frames=args.frames,
+        memory_class=args.memory_class,
     )
     print(predict_into(args.out, args.checkpoint, predictor, args.inputs, options))
 

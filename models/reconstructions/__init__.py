@@ -1,6 +1,7 @@
-"""UniAD reconstructs features, VisDecoder reconstructs the image from features."""
+"""UniAD and Memory reconstruct features, VisDecoder reconstructs the image from features."""
 
+from models.reconstructions.memory import Memory
 from models.reconstructions.uniad import UniAD
 from models.reconstructions.vis_decoder import VisDecoder
 
-__all__ = ["UniAD", "VisDecoder"]
+__all__ = ["Memory", "UniAD", "VisDecoder"]

@@ -68,6 +68,10 @@ net:
 """
 
 
+# An override that gives the configuration another reconstruction.
+MEMORY = "net.reconstruction={name: reconstruction, type: models.reconstructions.Memory, kwargs: {max_tokens: 200}}"
+
+
 def make(folder: Path) -> Path:
     """Write data, lists and configuration into `folder`; returns the configuration's path.
 

@@ -11,16 +11,17 @@ import torch
 from models.backbones.specs import layer_outputs
 from models.backbones.timm_models import timm_mean_std, timm_outputs
 from models.losses import LOSSES
-from utils.config.schema import SUBNET_KINDS
+from utils.config.schema import MAKES_MAPS, MEMORY, SUBNET_KINDS
 from utils.config.validation import nearest
 from utils.errors import UserError
 
 log = logging.getLogger("uniad")
 
-# What `net` may be a row of.
+# What may follow each other in `net`.
 CHAINS = (
     ["backbone", "MFCN", "UniAD"],
     ["backbone", "MFCN", "UniAD", "Discriminator"],
+    ["backbone", "MFCN", "Memory"],
     ["backbone", "MFCN", "VisDecoder"],
 )
 
@@ -44,7 +45,11 @@ def check_data(config: dict[str, Any]) -> None:
 
 def check_training(config: dict[str, Any]) -> None:
     """Try optimiser and schedule on one number, and hold losses and key metric against what the configuration computes."""
-    if trainer := config.get("trainer"):
+    types = {subnet["type"] for subnet in config["net"]}
+    if MEMORY in types:
+        check_memory(config)
+    elif trainer := config.get("trainer"):
+        check_complete(trainer)
         optimizer = try_build(torch.optim, trainer["optimizer"], "trainer.optimizer", [torch.zeros(1, requires_grad=True)])
         schedule = trainer["lr_scheduler"]
         if schedule["type"] == "OneCycleLR" and "total_steps" in schedule["kwargs"]:
@@ -59,13 +64,13 @@ def check_training(config: dict[str, Any]) -> None:
             raise UserError(f"trainer.lr_scheduler.kwargs.step_size must be at least 1, not {step_size!r}")
     if config["reproduce"] and config["random_seed"] is None:
         raise UserError("reproduce: True needs a random_seed")
-    types = {subnet["type"] for subnet in config["net"]}
     check_discriminator(config, types)
     if "criterion" in config:
         check_losses(config, types)
     if evaluator := config.get("evaluator"):
-        if "models.reconstructions.UniAD" not in types:
-            raise UserError("evaluator needs a subnet of type models.reconstructions.UniAD, which makes the anomaly map")
+        if not any(SUBNET_KINDS[name] in MAKES_MAPS for name in types):
+            makers = " or ".join(f"models.reconstructions.{kind}" for kind in MAKES_MAPS)
+            raise UserError(f"evaluator needs a subnet of type {makers}, which makes the anomaly map")
         metrics = [f"{score['name']}_{kind}" for kind, scores in evaluator["metrics"].items() for score in scores]
         check_scores(evaluator["metrics"], config.get("dataset", {}).get("input_size"))
         if not any(evaluator["key_metric"].endswith(f"_{metric}") for metric in metrics):
@@ -73,15 +78,36 @@ def check_training(config: dict[str, Any]) -> None:
             raise UserError(f"evaluator.key_metric '{evaluator['key_metric']}' is not computed: use one of {choices}")
 
 
+def check_complete(trainer: dict[str, Any]) -> None:
+    """What a network needs that is trained, and a memory does not."""
+    if not trainer["max_epoch"] and not trainer["max_step"]:
+        raise UserError("trainer.max_epoch is missing: epochs in all; or give trainer.max_step")
+    for name in ("lr_scheduler", "optimizer"):
+        if not trainer[name]:
+            raise UserError(f"trainer.{name} is missing")
+
+
+def check_memory(config: dict[str, Any]) -> None:
+    """A memory sees each training image once, as it is, and has units of its own."""
+    data = config.get("dataset")
+    merged = {**data, **data["train"]} if data else {}
+    for name in ("rebalance", "hflip", "vflip", "rotate", "colorjitter"):
+        if merged.get(name):
+            raise UserError(f"dataset.{name}: {MEMORY} sees each training image once, as it is; turn it off")
+    for subnet in config["net"]:
+        if subnet["kwargs"].get("standardise"):
+            raise UserError(f"net.{subnet['name']}.kwargs.standardise: {MEMORY} standardises by itself; turn it off")
+
+
 def check_losses(config: dict[str, Any], types: set[str]) -> None:
     """Each loss has its subnet, and each subnet that learns its loss."""
     for criterion in config["criterion"]:
-        if (needed := LOSSES[criterion["type"]].subnet) not in types:
-            raise UserError(f"criterion '{criterion['name']}': {criterion['type']} needs a subnet of type {needed}")
+        if types.isdisjoint(needed := LOSSES[criterion["type"]].subnets):
+            raise UserError(f"criterion '{criterion['name']}': {criterion['type']} needs a subnet of type {' or '.join(needed)}")
     given = {criterion["type"] for criterion in config["criterion"]}
     for subnet in config["net"]:
         frozen = subnet["frozen"] or subnet["name"] in config["frozen_layers"]
-        needed = next((name for name, loss in LOSSES.items() if loss.subnet == subnet["type"]), None)
+        needed = next((name for name, loss in LOSSES.items() if subnet["type"] in loss.subnets), None)
         if needed and not frozen and needed not in given:
             raise UserError(f"{subnet['type']} needs a criterion of type {needed}")
 
@@ -142,11 +168,12 @@ def derive_net(config: dict[str, Any]) -> None:
     planes: list[int] = []
     strides: list[int] = []
     features: dict[str, list[int]] = {}
+    fills = any(subnet["type"] == MEMORY for subnet in config["net"])
     for before, subnet in zip([None, *names], config["net"], strict=False):
         where, kind, kwargs = f"net.{subnet['name']}", SUBNET_KINDS[subnet["type"]], subnet["kwargs"]
         if subnet["prev"] not in (None, before):
             raise UserError(f"{where}.prev '{subnet['prev']}' must be '{before}', the subnet before it")
-        subnet["frozen"] = subnet["frozen"] or subnet["name"] in config["frozen_layers"]
+        subnet["frozen"] = subnet["frozen"] or subnet["name"] in config["frozen_layers"] or fills
         if subnet["frozen"] and (kind == "Discriminator" or kwargs.get("standardise")):
             raise UserError(f"{where} cannot be frozen: what features are standardised by is found in training")
         if kind in ("backbone", "timm"):

@@ -190,7 +190,8 @@ class Optimizer(Section):
 
 
 class Trainer(Section):
-    max_epoch: Int = key("epochs in all", ge=1)
+    max_epoch: Int | None = key("epochs in all; Memory needs none", None, ge=1)
+    max_step: Int | None = key("end after so many steps, if the epochs are not done before; none: no limit", None, ge=1)
     clip_max_norm: Number | None = key("scale gradients down to this norm; none: do not clip", None, ge=0)
     precision: Literal["float32", "bfloat16", "auto"] = key(
         "number format of the network; auto: float32, until bfloat16 is shown to be as good", "float32"
@@ -199,8 +200,8 @@ class Trainer(Section):
     val_freq_epoch: Int = key("evaluate and save every so many epochs, and after the last", 10, ge=1)
     print_freq_step: Int = key("a log line every so many steps", 50, ge=1)
     tb_freq_step: Int = key("TensorBoard scalars every so many steps", 10, ge=1)
-    lr_scheduler: Scheduler = section()
-    optimizer: Optimizer = section()
+    lr_scheduler: Scheduler | None = None
+    optimizer: Optimizer | None = None
 
 
 # --- files and evaluation
@@ -331,6 +332,13 @@ class UniADKwargs(Section):
     initializer: Initializer | None = None
 
 
+class MemoryKwargs(Section):
+    max_tokens: Int = key("normal tokens to keep, an equal share for each class", 20000, ge=1)
+    smooth: Int = key("side of the window over which features are averaged; 1: none", 3, ge=1)
+    coreset: Literal["greedy", "random"] = key("how they are chosen: far from each other, or at random", "greedy")
+    save_recon: SaveRecon | None = None
+
+
 class DiscriminatorKwargs(Section):
     outstride: Int = key("stride of its grid, e.g. 8, finer than the neck's", ge=1)
     hidden_dim: Int = key("its channels", 128, ge=2)
@@ -348,6 +356,7 @@ KWARGS: dict[str, type[Section]] = {
     "timm": TimmKwargs,
     "MFCN": MFCNKwargs,
     "UniAD": UniADKwargs,
+    "Memory": MemoryKwargs,
     "Discriminator": DiscriminatorKwargs,
     "VisDecoder": VisDecoderKwargs,
 }
@@ -358,9 +367,14 @@ SUBNET_KINDS: dict[str, str] = {
     "models.backbones.timm": "timm",
     "models.necks.MFCN": "MFCN",
     "models.reconstructions.UniAD": "UniAD",
+    "models.reconstructions.Memory": "Memory",
     "models.reconstructions.VisDecoder": "VisDecoder",
     "models.discriminators.Discriminator": "Discriminator",
 }
+
+
+MEMORY = "models.reconstructions.Memory"  # is filled, not trained
+MAKES_MAPS = ("UniAD", "Memory")  # the kinds of subnets that make an anomaly map
 
 
 class Subnet(Section):

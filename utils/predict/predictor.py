@@ -41,19 +41,28 @@ class Predictor:
         self.engine = engine
 
     @classmethod
-    def from_checkpoint(cls, path: str | Path, device: str | None = None, config: str | Path | dict | None = None) -> "Predictor":
+    def from_checkpoint(
+        cls,
+        path: str | Path,
+        device: str | None = None,
+        config: str | Path | dict | None = None,
+        memory_class: str | None = None,
+    ) -> "Predictor":
         """Open a checkpoint, or an exported network (a file named .onnx), which needs no torch.
 
         device: e.g. "cpu" or "cuda:1"; None: a GPU if there is one. config: the configuration or its file, used instead of
-        the one in the checkpoint; published checkpoints hold none. Raises UserError naming a file that cannot be used.
+        the one in the checkpoint; published checkpoints hold none. memory_class: of a network with a memory, compare with this
+        class only. Raises UserError naming a file that cannot be used.
         """
         if Path(path).suffix.lower() == ".onnx":
             from utils.predict.onnx_engine import OnnxEngine
 
+            if memory_class is not None:
+                raise UserError(f"{path}: an exported file compares with all classes; give the checkpoint for one class only")
             return cls(OnnxEngine(path))
         from utils.predict.torch_engine import TorchEngine
 
-        return cls(TorchEngine(path, device, config))
+        return cls(TorchEngine(path, device, config, memory_class))
 
     def __call__(
         self, image: Picture | Sequence[Picture], batch_size: int = 8

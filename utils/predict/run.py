@@ -32,6 +32,7 @@ class Options:
     scale: tuple[float, float] | None = None  # lowest and highest value of the colours; None: each map's own
     maps: bool = False
     frames: int | None = None  # of a camera; None: until Ctrl-C
+    memory_class: str | None = None  # that the predictor compares with; None: all
 
 
 def predict_into(out: str | Path, checkpoint: str | Path, predictor: Predictor, given: Sequence[str], options: Options) -> str:
@@ -44,7 +45,7 @@ def predict_into(out: str | Path, checkpoint: str | Path, predictor: Predictor, 
     settings = {
         "checkpoint": str(Path(checkpoint).resolve()),
         "sha256": file_hash(checkpoint),
-        "score": predictor.engine.score,
+        "score": predictor.engine.score + (f" by the memory of {options.memory_class}" if options.memory_class else ""),
         "threshold": options.threshold,
         "format": options.format,
         "folder": str(inputs.folder) if inputs.folder else None,

@@ -8,8 +8,9 @@ import torch
 from easydict import EasyDict
 
 from datasets.transforms import Transform
-from models import build_network
+from models import build_network, find_memory
 from utils.config import load_config
+from utils.config.schema import MAKES_MAPS, SUBNET_KINDS
 from utils.errors import UserError
 from utils.evaluation.calibration import calibration_of
 from utils.evaluation.evaluate import score_columns
@@ -28,7 +29,13 @@ class TorchEngine:
     Also `epoch`, `config`, which the network was built from, and `trained`, the configuration in the checkpoint, or None.
     """
 
-    def __init__(self, path: str | Path, device: str | None = None, config: str | Path | dict | None = None) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        device: str | None = None,
+        config: str | Path | dict | None = None,
+        memory_class: str | None = None,
+    ) -> None:
         """See Predictor.from_checkpoint."""
         content = load_checkpoint(path)
         self.epoch: int | None = content.get("epoch")
@@ -49,6 +56,13 @@ class TorchEngine:
         self.score = headline_score(metrics, self.config.evaluator.key_metric) or "max"
         self.score_key = score_columns(metrics).get(self.score, (self.score, None))  # as in scores.csv
         self.calibration = calibration_of(path, self.score)
+        self.memory = find_memory(self.network)
+        if memory_class is not None:
+            if self.memory is None:
+                raise UserError(f"{path}: its network has no memory, so there is no class to compare with")
+            self.memory.only = memory_class
+            self.memory.compared()  # raises for an unknown class
+            self.calibration = None  # it is of scores by the whole memory
 
     @torch.no_grad()
     def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -66,7 +80,7 @@ def check_config(config: dict[str, Any] | None, path: str | Path) -> dict[str, A
     """The configuration. Raises UserError if there is none, or one of a network that makes no anomaly maps."""
     if config is None:
         raise UserError(f"{path}: holds no configuration, like every published checkpoint: give the experiment's with --config")
-    if config["net"][2]["type"] != "models.reconstructions.UniAD" or not config.get("evaluator"):
+    if not config.get("evaluator") or not any(SUBNET_KINDS.get(subnet["type"]) in MAKES_MAPS for subnet in config["net"]):
         raise UserError(f"{path}: its network makes no anomaly maps; give a checkpoint of tools/train_val.py")
     return config
 

@@ -162,6 +162,7 @@ def network_state(network: nn.Module) -> dict[str, Tensor]:
 def load_network_state(network: nn.Module, state_dict: dict[str, Tensor], path: str | Path) -> None:
     """Load weights strictly. Raises UserError naming the file `path` and the keys that differ."""
     given = {name.removeprefix(PREFIX): tensor for name, tensor in state_dict.items()}
+    make_room(network, given)
     wanted = network.state_dict()
     missing = [name for name in wanted if name not in given]
     unexpected = [name for name in given if name not in wanted]
@@ -178,3 +179,12 @@ def load_network_state(network: nn.Module, state_dict: dict[str, Tensor], path: 
     if problems:
         raise UserError(f"{path}: a checkpoint of another network, keys {'; '.join(problems)}")
     network.load_state_dict(given)
+
+
+def make_room(network: nn.Module, given: dict[str, Tensor]) -> None:
+    """Give the buffers that a subnet calls `growing` the length of those in `given`."""
+    for subnet_name, subnet in network.named_children():
+        for name in getattr(subnet, "growing", ()):
+            tensor, buffer = given.get(f"{subnet_name}.{name}"), getattr(subnet, name)
+            if tensor is not None and tensor.shape[1:] == buffer.shape[1:] and tensor.dim() == buffer.dim():
+                setattr(subnet, name, buffer.new_empty(tensor.shape))

@@ -1,4 +1,4 @@
-"""One model a class, for comparison with one for all: dataset.separate of train_val.py and nearest_neighbour.py."""
+"""One model a class, for comparison with one for all: dataset.separate of train_val.py."""
 
 import logging
 from collections.abc import Callable, Sequence

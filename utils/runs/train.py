@@ -11,6 +11,7 @@ from datasets.build import build_dataset
 from models import build_network
 from models.losses import Criterion
 from utils.config import to_plain
+from utils.config.schema import MEMORY
 from utils.errors import UserError
 from utils.evaluation.evaluate import compute_metrics, evaluate, write_results
 from utils.files import check_writable
@@ -20,9 +21,10 @@ from utils.process.log import remove_events
 from utils.runs.evaluate import log_results
 from utils.runs.start import build_loader, describe_process, seed_run
 from utils.training.feature_cache import cached
+from utils.training.memory import MemoryFiller
 from utils.training.optimizer import build_optimizer, build_scheduler
 from utils.training.resume import resume
-from utils.training.trainer import Trainer
+from utils.training.trainer import Trainer, count_epochs, run_steps
 
 log = logging.getLogger("uniad")
 
@@ -34,12 +36,15 @@ def train(config: EasyDict, process: Process, overwrite: bool = False) -> None:
         on_main(lambda folder=folder: check_writable(folder), process)
     seed = seed_run(config, process)
     train_set, test_set = (build_dataset(config.dataset, split, seed) for split in ("train", "test"))
+    fills = MEMORY in {subnet.type for subnet in config.net}
+    train_set.training = not fills  # a memory sees each image once, in order, as evaluation does
+    order = "test" if fills else "train"
     key, val_freq = config.evaluator.key_metric, config.trainer.val_freq_epoch
     check_key_metric(key, test_set.clsnames)
     log.info("%d training images, %d test images; %s", len(train_set), len(test_set), describe_process(process))
-    steps = len(build_loader(train_set, config, "train", process))
-    trainer = build_trainer(config, process, start, steps, best_by=key)
-    if is_trained(trainer):
+    steps = len(build_loader(train_set, config, order, process))
+    trainer = build_filler(config, process, start, seed) if fills else build_trainer(config, process, start, steps, best_by=key)
+    if is_trained(trainer, steps):
         return
     train_set = cached(train_set, trainer.network, trainer.config, process, "train")
     test_set = cached(test_set, trainer.network, trainer.config, process, "test")
@@ -59,10 +64,14 @@ def train(config: EasyDict, process: Process, overwrite: bool = False) -> None:
             log.warning("evaluator.key_metric %s has no number, so no checkpoint is the best", key)
         return numbers
 
-    trainer.train(build_loader(train_set, config, "train", process, seed), validate, val_freq, save_freq=val_freq)
+    loader = build_loader(train_set, config, order, process, seed)
+    if fills:
+        trainer.train(loader, validate)
+    else:
+        trainer.train(loader, validate, val_freq, save_freq=val_freq)
     if process.is_main:
         log.info("ckpt.pth.tar is the result")
-        if math.isfinite(trainer.best_metric):
+        if not fills and math.isfinite(trainer.best_metric):
             log.info("ckpt_best.pth.tar is the best on the test set, %s %.4f", key, trainer.best_metric)
 
 
@@ -74,12 +83,12 @@ def build_trainer(config: EasyDict, process: Process, start: Path | None, steps:
     init_from = None if start else config.saver.init_from
     network = build_network(config.net, with_pretrained=not (start or init_from)).to(process.device)
     optimizer = build_optimizer(network, config.trainer.optimizer, {subnet.name: subnet.lr_scale for subnet in config.net})
-    scheduler = build_scheduler(optimizer, config.trainer.lr_scheduler, config.trainer.max_epoch * steps)
+    scheduler = build_scheduler(optimizer, config.trainer.lr_scheduler, run_steps(config.trainer, steps))
     trainer = Trainer(network, Criterion(config.criterion), optimizer, scheduler, to_plain(config), process, best_by)
     if start:
         resume(trainer, start)
         images = f" and {trainer.images_seen} images of the next" if trainer.images_seen else ""
-        log.info("resumed from %s after epoch %d of %d%s", start, trainer.epoch, config.trainer.max_epoch, images)
+        log.info("resumed from %s after epoch %d of %d%s", start, trainer.epoch, count_epochs(config.trainer, steps), images)
     elif init_from:
         load_network_state(network, load_checkpoint(init_from)["state_dict"], init_from)
         log.info("new run with the weights of %s", init_from)
@@ -87,11 +96,24 @@ def build_trainer(config: EasyDict, process: Process, start: Path | None, steps:
     return trainer
 
 
-def is_trained(trainer: Trainer) -> bool:
-    """Whether the configured epochs are done already; a log line says what one can do then."""
-    if trainer.epoch < trainer.config["trainer"]["max_epoch"]:
+def build_filler(config: EasyDict, process: Process, start: Path | None, seed: int) -> MemoryFiller:
+    """A filler of the network's memory as the checkpoint `start` left it, or a new one."""
+    if config.saver.init_from:
+        raise UserError("saver.init_from: a memory is filled at once; tools/add_class.py adds classes to a checkpoint's")
+    network = build_network(config.net, with_pretrained=not start).to(process.device)
+    filler = MemoryFiller(network, Criterion(config.criterion), to_plain(config), process, seed)
+    if start:
+        filler.resume(start)
+    share_weights(network, process)
+    return filler
+
+
+def is_trained(trainer: Trainer | MemoryFiller, steps: int) -> bool:
+    """Whether the configured epochs, of `steps` each, are done already; a log line says what one can do then."""
+    fills = isinstance(trainer, MemoryFiller)
+    if trainer.epoch < (1 if fills else count_epochs(trainer.config["trainer"], steps)):
         return False
-    longer = "" if trainer.schedules_steps else "train longer with trainer.max_epoch, "  # OneCycleLR is at its end
+    longer = "" if fills or trainer.schedules_steps else "train longer with trainer.max_epoch, "  # OneCycleLR is at its end
     log.info("nothing left to train: use it as it is, %sor start over with --overwrite", longer)
     return True
 

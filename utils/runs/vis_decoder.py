@@ -40,7 +40,7 @@ def train_decoder(config: EasyDict, process: Process, overwrite: bool = False) -
     checks = check_set(config)
     log.info("%s: %d training images; %s", config.dataset.class_name, len(train_set), describe_process(process))
     trainer = build_trainer(config, process, start, len(train_loader))
-    if is_trained(trainer):
+    if is_trained(trainer, len(train_loader)):
         return
     if overwrite:
         clear_run(config, process)
@@ -52,7 +52,7 @@ def train_decoder(config: EasyDict, process: Process, overwrite: bool = False) -
                 save_picture(Path(config.visualization.vis_dir) / f"epoch_{trainer.epoch:04d}.jpg", np.hstack(pairs))
         return {}
 
-    vis_freq = config.visualization.vis_freq_epoch if config.get("visualization") else config.trainer.max_epoch
+    vis_freq = config.visualization.vis_freq_epoch if config.get("visualization") else trainer.epochs(train_loader)
     trainer.train(train_loader, draw_sheet, val_freq=vis_freq)
     log.info("%s is the result", Path(config.saver.save_dir) / "ckpt.pth.tar")
 

@@ -29,10 +29,11 @@ from models.discriminators import Discriminator
 from models.necks import Standardise
 from utils.errors import UserError
 from utils.process.distributed import Process, attempt, broadcast, gather, on_main, to_device
+from utils.process.precision import autocast, choose_precision
 from utils.process.skipped import report_skipped
 from utils.process.versions import versions
 
-FORMAT = 2  # raise it when the files change, or when changed code makes other features of the same weights
+FORMAT = 3  # raise it when the files change, or when changed code makes other features of the same weights
 AUGMENTATIONS = ("hflip", "vflip", "rotate", "colorjitter")
 WHERE_FROM = ("pretrained", "pretrained_model")  # says where weights came from; the key holds what they are
 SPLITS = {"train": "training", "test": "test"}
@@ -58,7 +59,8 @@ def cached(
         return data
     reason = why_not(data, network)
     if reason is None:
-        builder = Builder(data, network, cfg["net"], settings, process, split)
+        precision = choose_precision((cfg.get("trainer") or {}).get("precision", "float32"))
+        builder = Builder(data, network, cfg["net"], settings, process, split, precision)
         try:
             try:
                 return builder.open_or_build()
@@ -99,6 +101,7 @@ class Builder:
     settings: dict[str, Any]  # the configuration's dataset section, merged for the split
     process: Process
     split: str
+    precision: torch.dtype
 
     def open_or_build(self) -> FeatureDataset:
         """Raises UserError as in `cached`, or OSError where folder or disk do not serve; both in every process."""
@@ -124,6 +127,7 @@ class Builder:
             "versions": versions(),
             "device": self.process.device.type,
             "dtype": settings["feature_cache"]["dtype"],
+            "precision": str(self.precision),
             "shape": [len(self.data), *neck["outplanes"], *(side // neck["outstrides"][0] for side in settings["input_size"])],
             "net": [[s["type"], {k: v for k, v in s["kwargs"].items() if k not in WHERE_FROM}] for s in before],
             "weights": hash_weights(list(self.network.children())[:2]),
@@ -163,16 +167,15 @@ class Builder:
 
     @torch.no_grad()
     def write_rows(self, loader: ImageLoader, folder: Path, key: dict[str, Any]) -> None:
-        """Compute this process's share of the features in float32, and write them to their rows.
+        """Compute this process's share of the features in the run's precision, and write them to their rows.
 
         The rows of images that are skipped stay zero.
         """
-        subnets = [subnet.eval() for subnet in list(self.network.children())[:2]]
+        self.network.eval()
         files = [os.open(folder / name, os.O_WRONLY) for name in row_sizes(key)]
         for batch in tqdm(loader, desc=f"features, {folder.name}", leave=False, disable=None if self.process.is_main else True):
-            outputs = to_device(batch, self.process.device)
-            for subnet in subnets:
-                outputs.update(subnet(outputs))
+            with autocast(self.process.device, self.precision):
+                outputs = self.network.front(to_device(batch, self.process.device))
             features = outputs["feature_align"].to(getattr(torch, key["dtype"]))  # B x C x h x w
             finite = features.flatten(1).isfinite().all(dim=1)
             if not finite.all():

@@ -6,6 +6,7 @@ import signal
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -70,12 +71,12 @@ class Trainer:
     def train(
         self, loader: ImageLoader, validate: Callable[[], dict[str, float]] = dict, val_freq: int = 1, save_freq: int = 1
     ) -> None:
-        """Train to the configured last epoch; validate and save every so many epochs, and after the last.
+        """Train to the configured last epoch or step; validate and save every so many epochs, and after the last.
 
         `validate` returns numbers on rank 0 and an empty dict elsewhere. The last checkpoint is the result. SIGTERM and SIGUSR1
         take effect after the current step, those during validation after it: then Interrupted is raised.
         """
-        last, saver = self.config["trainer"]["max_epoch"], self.config["saver"]
+        last, saver = self.epochs(loader), self.config["saver"]
         if self.process.is_main:
             remove_leftovers(saver["save_dir"])
         if self.config["trainer"]["compile"]:
@@ -90,6 +91,7 @@ class Trainer:
                 if validates:
                     self.save()  # before validation, which can fail or be killed: a resumed run has no step left and validates
                 self.finish_epoch(loss)
+                log.info("epoch %d/%d  mean training loss %.4f", self.epoch, last, loss)
                 if validates:
                     self.run_validation(validate, self.total_steps(loader))
                 self.save_or_stop(loader, self.due_checkpoints(validates, saves))
@@ -104,7 +106,9 @@ class Trainer:
         loader.dataset.epoch = self.epoch  # decides the augmentation
         started, first, save_freq = time.monotonic(), self.steps_done, self.config["saver"]["save_freq_step"]
         hidden = None if self.process.is_main else True
-        for batch in tqdm(loader, desc=f"epoch {self.epoch + 1}", initial=first, leave=False, disable=hidden):
+        steps = min(len(loader), self.last_step - self.epoch * len(loader))
+        batches = islice(loader, steps - first)
+        for batch in tqdm(batches, f"epoch {self.epoch + 1}", total=steps, initial=first, leave=False, disable=hidden):
             loss = self.train_step(to_device(batch, self.process.device))
             self.steps_done += 1
             self.loss_sum += loss
@@ -114,8 +118,8 @@ class Trainer:
                 step_scheduler(self.scheduler)
             is_due = bool(save_freq) and self.total_steps(loader) % save_freq == 0
             self.save_or_stop(loader, [LAST] if is_due else [])
-        report_skipped(loader, self.process, f"epoch {self.epoch + 1}/{self.config['trainer']['max_epoch']}")
-        return average(self.loss_sum / len(loader), self.process)
+        report_skipped(loader, self.process, f"epoch {self.epoch + 1}/{self.epochs(loader)}")
+        return average(self.loss_sum / steps, self.process)
 
     def train_step(self, batch: dict[str, Any]) -> float:
         """One optimiser step on a batch; returns its loss."""
@@ -141,7 +145,6 @@ class Trainer:
         self.epoch += 1
         self.images_seen, self.steps_done, self.loss_sum = 0, 0, 0.0
         self.history.append({"epoch": self.epoch, "loss": loss})
-        log.info("epoch %d/%d  mean training loss %.4f", self.epoch, self.config["trainer"]["max_epoch"], loss)
 
     def run_validation(self, validate: Callable[[], dict[str, float]], step: int) -> None:
         """Add what `validate` finds to the epoch's item in the history, and to TensorBoard."""
@@ -165,7 +168,7 @@ class Trainer:
     def save_or_stop(self, loader: ImageLoader, names: Sequence[str]) -> None:
         """Save under `names`. Where a signal asks to stop, save in any case and raise Interrupted."""
         # After the last epoch nothing is left to interrupt.
-        number = self.signals.agreed(self.process) if self.epoch < self.config["trainer"]["max_epoch"] else 0
+        number = self.signals.agreed(self.process) if self.epoch < self.epochs(loader) else 0
         if number and not names:
             names = [LAST]
         if names:
@@ -196,7 +199,7 @@ class Trainer:
         Both counts start at step 1, and a line closes every epoch.
         """
         cfg, total = self.config["trainer"], self.total_steps(loader)
-        prints = self.steps_done % cfg["print_freq_step"] == 0 or self.steps_done == len(loader)
+        prints = self.steps_done % cfg["print_freq_step"] == 0 or self.steps_done == len(loader) or total == self.last_step
         draws = total % cfg["tb_freq_step"] == 0
         if not (prints or draws):
             return
@@ -204,7 +207,7 @@ class Trainer:
         if draws:
             self.log_scalars({"loss_train": loss, "lr": lr}, total)
         if prints:
-            where = (self.epoch + 1, cfg["max_epoch"], self.steps_done, len(loader))
+            where = (self.epoch + 1, self.epochs(loader), self.steps_done, len(loader))
             log.info("epoch %d/%d  step %d/%d  loss %.4f  lr %.2e  %.3f s/step", *where, loss, lr, seconds)
 
     def log_scalars(self, numbers: dict[str, float], step: int) -> None:
@@ -224,9 +227,27 @@ class Trainer:
 
     def total_steps(self, loader: ImageLoader) -> int:
         """Steps since the first epoch."""
-        return self.epoch * len(loader) + self.steps_done
+        return min(self.epoch * len(loader) + self.steps_done, self.last_step)
+
+    def epochs(self, loader: ImageLoader) -> int:
+        return count_epochs(self.config["trainer"], len(loader))
+
+    @property
+    def last_step(self) -> float:
+        return self.config["trainer"]["max_step"] or math.inf
 
     @property
     def schedules_steps(self) -> bool:
         """Whether the schedule acts every step, not every epoch."""
         return isinstance(self.scheduler, torch.optim.lr_scheduler.OneCycleLR)
+
+
+def run_steps(cfg: dict[str, Any], epoch_steps: int) -> int:
+    """The steps of a whole run: up to max_epoch or max_step, whichever comes first. cfg: the section trainer."""
+    limits = (cfg["max_epoch"] and cfg["max_epoch"] * epoch_steps, cfg["max_step"])
+    return min(limit for limit in limits if limit)
+
+
+def count_epochs(cfg: dict[str, Any], epoch_steps: int) -> int:
+    """The epochs of a whole run; max_step may end the last one early."""
+    return -(-run_steps(cfg, epoch_steps) // epoch_steps)

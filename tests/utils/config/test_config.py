@@ -6,7 +6,7 @@ import pytest
 import torch
 import yaml
 
-from models import build_network
+from models import build_network, find_memory
 from utils.config import load_config, read_config
 from utils.errors import UserError
 
@@ -24,6 +24,8 @@ def test_every_experiment_loads_and_builds(path: Path) -> None:
     network = build_network(config.net)
     ours = ["discriminator"] if "plus" in str(path) else []
     assert [name for name, _ in network.named_children()] == ["backbone", "neck", "reconstruction", *ours]
+    if memory := find_memory(network):
+        memory.fill({"bottle": torch.randn(9, memory.tokens.shape[1])}, 9, seed=0)
     height, width = (config.get("dataset") or config.data).input_size
     with torch.no_grad():
         outputs = network.eval()({"image": torch.zeros(1, 3, height, width)})
