@@ -1,6 +1,7 @@
-"""UniAD reconstructs features, VisDecoder reconstructs the image from features."""
+"""UniAD and Dinomaly reconstruct features, VisDecoder reconstructs the image from features."""
 
+from models.reconstructions.dinomaly import Dinomaly
 from models.reconstructions.uniad import UniAD
 from models.reconstructions.vis_decoder import VisDecoder
 
-__all__ = ["UniAD", "VisDecoder"]
+__all__ = ["Dinomaly", "UniAD", "VisDecoder"]
