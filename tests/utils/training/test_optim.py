@@ -93,6 +93,19 @@ def test_each_tensor_has_its_own_count_of_steps() -> None:
     assert not torch.equal(late[0], first[0])
 
 
+def test_all_tensors_at_once_as_on_a_gpu_equal_one_by_one() -> None:
+    single, together = parameters(), parameters()
+    optimizer = StableAdamW(together, **KWARGS)
+    train(StableAdamW(single, **KWARGS), single, range(4))
+    train(optimizer, together, range(3))
+    for tensor, gradient in zip(together, gradients(3), strict=True):
+        tensor.grad = gradient
+        optimizer.state[tensor]["step"] += 1
+    with torch.no_grad():
+        optimizer.update(together, **optimizer.param_groups[0])
+    torch.testing.assert_close(together, single)
+
+
 def test_a_resumed_optimiser_goes_on_to_the_bit() -> None:
     whole, parts = parameters(), parameters()
     train(StableAdamW(whole, **KWARGS), whole, range(7))
