@@ -53,6 +53,10 @@ class ImageDataset(SampleReader):
         """The original picture, h x w x 3 uint8 RGB, for visualisation."""
         raise NotImplementedError
 
+    def read_seen(self, index: int) -> np.ndarray:
+        """The part of `read_rgb` that a sample shows."""
+        return self.transform.middle(self.read_rgb(index))
+
     def sources(self) -> list[tuple[str, int, int]]:
         """Path, size in bytes and modification time in ns of every file that samples are read from, in the samples' order."""
         raise NotImplementedError

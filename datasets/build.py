@@ -21,7 +21,7 @@ def build_dataset(cfg: dict, split: str, seed: int = 0) -> ImageDataset:
     cfg = _of_split(cfg, "train" if split == "holdout" else split)
     training = split == "train"  # only training samples are augmented
     options = {key: cfg[key] for key in ("hflip", "vflip", "rotate", "colorjitter") if key in cfg}
-    options |= {key: cfg[key] for key in ("input_size", "pixel_mean", "pixel_std")}
+    options |= {key: cfg[key] for key in ("input_size", "pixel_mean", "pixel_std")} | {"crop": cfg.get("crop")}
     pseudo_anomalies = cfg.get("pseudo_anomalies", False)
     if cfg["type"] == "custom":
         reader = ImageReader(**cfg["image_reader"]["kwargs"])

@@ -1,7 +1,7 @@
 """A data set whose images are read as the features that a frozen backbone made of them; utils.training.feature_cache writes them.
 
 A cache is a folder. It holds, a row an image in the order of the data set,
-    features.bin  C x h x w numbers of the configured dtype
+    features.bin  numbers of the configured dtype, of the key's shape: C x h x w, or G x N x D for Dinomaly
     masks.bin     H x W bits
     sizes.bin     two int32, height and width of the original; 0 for an image that could not be read
 and key.json, everything that decides the rows.
@@ -23,9 +23,9 @@ KEY = "key.json"
 
 
 def row_sizes(key: dict[str, Any]) -> dict[str, int]:
-    """Bytes of a row, by file; the key's shape is that of all features, N x C x h x w."""
+    """Bytes of a row, by file; the key's shape is that of all features."""
     features = math.prod(key["shape"][1:]) * getattr(torch, key["dtype"]).itemsize
-    return {"features.bin": features, "masks.bin": -(-math.prod(key["input_size"]) // 8), "sizes.bin": 8}
+    return {"features.bin": features, "masks.bin": -(-math.prod(key["seen_size"]) // 8), "sizes.bin": 8}
 
 
 def is_whole(folder: Path, key: dict[str, Any]) -> bool:
@@ -41,8 +41,8 @@ def is_whole(folder: Path, key: dict[str, Any]) -> bool:
 class FeatureDataset(SampleReader):
     """The images of `data` as their features, from the finished cache in `folder`.
 
-    A sample is a dict as in `ImageDataset`, with feature_align C x h x w float32 in place of the image. An image that could not
-    be read for the cache is a bad image here too.
+    A sample is a dict as in `ImageDataset`, with what the reconstruction reads, float32, in place of the image. An image that
+    could not be read for the cache is a bad image here too.
     """
 
     def __init__(self, data: ImageDataset, folder: Path, key: dict[str, Any]) -> None:
@@ -64,14 +64,14 @@ class FeatureDataset(SampleReader):
             sizes = row_sizes(self.key).items()
             self.rows = [np.memmap(self.folder / name, np.uint8, "r", shape=(len(self), size)) for name, size in sizes]
         features, mask, size = (np.array(rows[index]) for rows in self.rows)  # copies of bytes
-        height, width = self.key["input_size"]
+        height, width = self.key["seen_size"]
         original_height, original_width = size.view(np.int32).tolist()
         if not original_height:
             self.data.load(index)  # raises the reason
             raise UserError(f"{self.filenames[index]} could not be read when features were computed: remove {self.folder}")
         dtype, shape = getattr(torch, self.key["dtype"]), self.key["shape"][1:]
         return {
-            "feature_align": torch.from_numpy(features).view(dtype).reshape(shape).float(),
+            self.key["reads"]: torch.from_numpy(features).view(dtype).reshape(shape).float(),
             "mask": torch.from_numpy(np.unpackbits(mask, count=height * width)).reshape(1, height, width).float(),
             "label": self.labels[index],
             "clsname": self.clsnames[index],

@@ -16,7 +16,8 @@ class Transform:
     """Resize, augment if a random generator is given, then scale to [0, 1] and normalise.
 
     input_size is (height, width); pixel_mean and pixel_std hold one number a channel, in the image's channel order, which
-    is `color_mode`. colorjitter holds the arguments of `ColorJitter`; None turns it off.
+    is `color_mode`. crop: the size of the middle part that is used; None: all. colorjitter holds the arguments of
+    `ColorJitter`; None turns it off.
     """
 
     def __init__(
@@ -30,10 +31,12 @@ class Transform:
         colorjitter: dict | None = None,
         resample: str = "bilinear",
         color_mode: str = "RGB",
+        crop: Sequence[int] | None = None,
     ) -> None:
-        self.height, self.width = input_size
-        if rotate and self.height != self.width:
-            raise UserError(f"rotate turns images by 90 degrees and needs a square input_size, not {self.height} x {self.width}")
+        self.input_size, self.crop = tuple(input_size), tuple(crop or input_size)
+        height, width = self.crop
+        if rotate and height != width:
+            raise UserError(f"rotate turns images by 90 degrees and needs a square input_size, not {height} x {width}")
         self.mean = torch.tensor(pixel_mean, dtype=torch.float32).view(3, 1, 1)
         self.std = torch.tensor(pixel_std, dtype=torch.float32).view(3, 1, 1)
         self.hflip, self.vflip, self.rotate = hflip, vflip, rotate
@@ -55,12 +58,21 @@ class Transform:
         self, image: np.ndarray, mask: np.ndarray | None, rng: np.random.Generator | None
     ) -> tuple[np.ndarray, np.ndarray]:
         """As the call, but not yet normalised: the image, H x W x 3 uint8, and the mask, H x W uint8."""
-        size = (self.height, self.width)
-        image = resize(image, size, self.resample)  # H x W x 3
-        mask = np.zeros(size, np.uint8) if mask is None else resize(mask, size, Image.Resampling.NEAREST)  # H x W
+        image = self.middle(resize(image, self.input_size, self.resample))  # H x W x 3
+        if mask is None:
+            mask = np.zeros(self.crop, np.uint8)
+        else:
+            mask = self.middle(resize(mask, self.input_size, Image.Resampling.NEAREST))  # H x W
         if rng is not None:
             image, mask = self._augment(image, mask, rng)
         return image, mask
+
+    def middle(self, picture: np.ndarray) -> np.ndarray:
+        """The part of a picture h x w, of any size, that a crop leaves."""
+        shares = zip(picture.shape[:2], self.input_size, self.crop, strict=True)
+        places = [((n - (kept := round(n * part / whole))) // 2, kept) for n, whole, part in shares]
+        (top, h), (left, w) = places
+        return picture[top : top + h, left : left + w]
 
     def to_tensor(self, image: np.ndarray) -> torch.Tensor:
         """H x W x 3 uint8 -> 3 x H x W float32, normalised."""

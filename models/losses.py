@@ -60,7 +60,55 @@ class PseudoAnomalyLoss(nn.Module):
         return self.weight * F.binary_cross_entropy_with_logits(logits, defective, weights)
 
 
-LOSSES = {"FeatureMSELoss": FeatureMSELoss, "ImageMSELoss": ImageMSELoss, "PseudoAnomalyLoss": PseudoAnomalyLoss}
+class GroupCosineLoss(nn.Module):
+    """1 - cos between encoder and decoder, each grid as one vector an image; mean over images and groups, times `weight`.
+
+    Hard mining ("loose loss"): the easiest positions of a batch pass on only `factor` of the decoder's gradient. Their share
+    grows from 0 to `share` over the first `warmup` steps. It changes gradients only, not the loss.
+    """
+
+    subnets = ("models.reconstructions.Dinomaly",)
+    EPS = 1e-16  # of a product of squared norms
+
+    def __init__(self, weight: float = 1.0, share: float = 0.9, factor: float = 0.1, warmup: int = 1000) -> None:
+        super().__init__()
+        self.weight = weight
+        self.share, self.factor, self.warmup = share, factor, warmup
+
+    def forward(self, outputs: dict[str, list[Tensor] | int]) -> Tensor:
+        """Reads `encoded` and `decoded`, lists of BxDxhxw, and `step`, the number of steps done before, 0 if it is not there."""
+        step = outputs.get("step", 0)
+        share = self.share * step / self.warmup if step < self.warmup else self.share
+        pairs = zip(outputs["encoded"], outputs["decoded"], strict=True)
+        losses = [self.group_loss(encoded.detach(), decoded, share) for encoded, decoded in pairs]
+        return self.weight * torch.stack(losses).mean()
+
+    def group_loss(self, encoded: Tensor, decoded: Tensor, share: float) -> Tensor:
+        """encoded, decoded: BxDxhxw; share: of the positions, those that are easy."""
+        # each position enters the loss by these two numbers only, so its gradient is scaled where they pass theirs on
+        product = (encoded * decoded).sum(dim=1)  # B x h x w
+        square = decoded.square().sum(dim=1)  # B x h x w
+        target_square = encoded.square().sum(dim=1)  # B x h x w
+        if product.requires_grad:
+            distance = 1 - self.cosine(product.detach(), square.detach(), target_square)
+            hardest = max(1, int(distance.numel() * (1 - share)))
+            is_easy = distance < distance.flatten().topk(hardest).values[-1]
+            scale = torch.where(is_easy, self.factor, 1.0)
+            product.register_hook(lambda gradient: gradient * scale)
+            square.register_hook(lambda gradient: gradient * scale)
+        product, square, target_square = (x.sum(dim=(1, 2)) for x in (product, square, target_square))  # B each
+        return (1 - self.cosine(product, square, target_square)).mean()
+
+    def cosine(self, product: Tensor, square: Tensor, target_square: Tensor) -> Tensor:
+        return product / (square * target_square).clamp_min(self.EPS).sqrt()
+
+
+LOSSES = {
+    "FeatureMSELoss": FeatureMSELoss,
+    "ImageMSELoss": ImageMSELoss,
+    "PseudoAnomalyLoss": PseudoAnomalyLoss,
+    "GroupCosineLoss": GroupCosineLoss,
+}
 
 
 class Criterion(nn.Module):

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from models.backbones import BACKBONES
 from models.discriminators import Discriminator
 from models.necks import MFCN
-from models.reconstructions import Memory, UniAD, VisDecoder
+from models.reconstructions import Dinomaly, Memory, UniAD, VisDecoder
 
 # Every `type` that a configuration may name.
 SUBNETS: dict[str, Callable[..., nn.Module]] = {
@@ -15,12 +15,10 @@ SUBNETS: dict[str, Callable[..., nn.Module]] = {
     "models.necks.MFCN": MFCN,
     "models.reconstructions.UniAD": UniAD,
     "models.reconstructions.Memory": Memory,
+    "models.reconstructions.Dinomaly": Dinomaly,
     "models.reconstructions.VisDecoder": VisDecoder,
     "models.discriminators.Discriminator": Discriminator,
 }
-
-
-FRONT = 2  # subnets before the reconstruction
 
 
 class Network(nn.Module):
@@ -32,6 +30,9 @@ class Network(nn.Module):
     def __init__(self, subnets: dict[str, nn.Module], frozen: Sequence[str] = ()) -> None:
         super().__init__()
         self.frozen = tuple(frozen)
+        # What the reconstruction reads, and how many subnets make it: backbone and neck, or the backbone alone.
+        self.dinomaly = next((name for name, subnet in subnets.items() if isinstance(subnet, Dinomaly)), None)
+        self.reads, self.depth = ("token_groups", 1) if self.dinomaly else ("feature_align", 2)
         for name, subnet in subnets.items():
             self.add_module(name, subnet)
         for name in self.frozen:
@@ -41,21 +42,28 @@ class Network(nn.Module):
     def forward(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """Takes {"image": Bx3xHxW} and returns it with every subnet's keys added.
 
-        If the inputs contain `feature_align` BxCxhxw, from a cache, backbone and neck do not run. If they contain `pseudo`,
-        images like `image`, the backbone's features of those are added as `pseudo_features`.
+        If the inputs contain what `front` makes, from a cache, backbone and neck do not run. If they contain `pseudo`, images
+        like `image`, the backbone's features of those are added as `pseudo_features`.
         """
-        outputs = dict(inputs) if "feature_align" in inputs else self.front(inputs)
+        outputs = self.front(inputs)
         if "pseudo" in inputs:
             outputs["pseudo_features"] = self.subnets[0]({"image": inputs["pseudo"]})["features"]
-        for subnet in self.subnets[FRONT:]:
+        for subnet in self.subnets[self.depth :]:
             outputs.update(subnet(outputs))
         return outputs
 
     def front(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The inputs with what backbone and neck add; a cache may hold `feature_align` in place of the image."""
+        """The inputs with what the reconstruction reads, `self.reads`, which a cache may hold in place of the image.
+
+        That is `feature_align` BxCxhxw, or for Dinomaly `token_groups` BxGxNxD.
+        """
         outputs = dict(inputs)
-        for subnet in self.subnets[:FRONT] if "feature_align" not in inputs else ():
+        if self.reads in inputs:
+            return outputs
+        for subnet in self.subnets[: self.depth]:
             outputs.update(subnet(outputs))
+        if self.dinomaly:
+            outputs[self.reads] = getattr(self, self.dinomaly).group(outputs["features"], outputs.get("prefix"))
         return outputs
 
     @property

@@ -4,6 +4,7 @@ timm is imported inside functions: the import takes over a second, and few confi
 """
 
 import difflib
+import inspect
 import os
 import textwrap
 from collections.abc import Iterable, Sequence
@@ -22,7 +23,7 @@ class TimmBackbone(nn.Module):
     """A timm model with the outputs of `outlayers`, counted from 1. Layers after the last one do not run.
 
     Layers are the levels of a multi-scale network, finest first, or the blocks of a ViT. Outputs of ViT blocks are not
-    normalised and have no class or register tokens.
+    normalised. Their prefix, the class and register tokens, is apart from their grid.
     """
 
     def __init__(self, model: nn.Module, outlayers: Sequence[int], outplanes: list[int], outstrides: list[int]) -> None:
@@ -30,11 +31,20 @@ class TimmBackbone(nn.Module):
         self.model = model
         self.outlayers = list(outlayers)
         self.outplanes, self.outstrides = outplanes, outstrides
+        self.prefix_tokens = _count_prefix(model)
 
     def forward(self, inputs: dict[str, Tensor]) -> dict[str, list[Tensor]]:
-        """{"image": Bx3xHxW} -> {"features": [BxCxhxw for each outlayer]}."""
-        outputs = _layer_outputs(self.model, in_device_layout(inputs["image"]), self.outlayers)
-        return {"features": [outputs[layer] for layer in self.outlayers]}
+        """{"image": Bx3xHxW} -> {"features": [BxCxhxw for each outlayer]}.
+
+        If the model has prefix tokens, also their "prefix": [BxPxC for each outlayer].
+        """
+        outputs = _layer_outputs(self.model, in_device_layout(inputs["image"]), self.outlayers, self.prefix_tokens > 0)
+        chosen = [outputs[layer] for layer in self.outlayers]
+        if not self.prefix_tokens:
+            return {"features": chosen}
+        features, prefix = zip(*chosen, strict=True)
+        # a copy of the few tokens lets go of all tokens of the block
+        return {"features": list(features), "prefix": [tokens.clone() for tokens in prefix]}
 
 
 def build_timm(
@@ -111,12 +121,20 @@ def _create(name: str, input_size: Sequence[int] | None, **kwargs: Any) -> nn.Mo
     return timm.create_model(name, num_classes=0, **size, **kwargs)
 
 
-def _layer_outputs(model: nn.Module, image: Tensor, layers: Iterable[int]) -> dict[int, Tensor]:
-    """image: Bx3xHxW. Returns {layer: BxCxhxw}; layers are counted from 1."""
+def _layer_outputs(model: nn.Module, image: Tensor, layers: Iterable[int], with_prefix: bool = False) -> dict[int, Any]:
+    """image: Bx3xHxW. Returns {layer: BxCxhxw}, with_prefix {layer: (BxCxhxw, BxPxC)}; layers are counted from 1."""
     ascending = sorted(set(layers))
-    indices = [layer - 1 for layer in ascending]
-    maps = model.forward_intermediates(image, indices=indices, stop_early=True, output_fmt="NCHW", intermediates_only=True)
-    return dict(zip(ascending, maps, strict=True))
+    options = {"stop_early": True, "output_fmt": "NCHW", "intermediates_only": True}
+    if with_prefix:
+        options["return_prefix_tokens"] = True
+    outputs = model.forward_intermediates(image, indices=[layer - 1 for layer in ascending], **options)
+    return dict(zip(ascending, outputs, strict=True))
+
+
+def _count_prefix(model: nn.Module) -> int:
+    """The model's class and register tokens that timm gives apart."""
+    can_give = "return_prefix_tokens" in inspect.signature(model.forward_intermediates).parameters
+    return model.num_prefix_tokens if can_give else 0
 
 
 def _check_layers(name: str, model: nn.Module, outlayers: Sequence[int]) -> None:

@@ -1,7 +1,8 @@
-"""UniAD and Memory reconstruct features, VisDecoder reconstructs the image from features."""
+"""UniAD, Memory and Dinomaly reconstruct features, VisDecoder reconstructs the image from features."""
 
+from models.reconstructions.dinomaly import Dinomaly
 from models.reconstructions.memory import Memory
 from models.reconstructions.uniad import UniAD
 from models.reconstructions.vis_decoder import VisDecoder
 
-__all__ = ["Memory", "UniAD", "VisDecoder"]
+__all__ = ["Dinomaly", "Memory", "UniAD", "VisDecoder"]

@@ -71,6 +71,21 @@ net:
 # An override that gives the configuration another reconstruction.
 MEMORY = "net.reconstruction={name: reconstruction, type: models.reconstructions.Memory, kwargs: {max_tokens: 200}}"
 
+# A ViT of two blocks instead of backbone and neck, cropped images, and the map smoothed, as Dinomaly has it.
+DINOMALY = (
+    "dataset.input_size=[80, 80]",
+    "dataset.crop=[64, 64]",
+    "criterion=[{name: loss, type: GroupCosineLoss}]",
+    "trainer.optimizer={type: StableAdamW, kwargs: {lr: 0.002, amsgrad: True}}",
+    "trainer.lr_scheduler={type: WarmupCosineLR, kwargs: {warmup_steps: 2, final_lr: 0.0002}}",
+    "evaluator.map={size: [48, 48], sigma: 4.0}",
+    "evaluator.metrics.auc=[{name: max}, {name: top}, {name: pixel}]",
+    "net=[{name: backbone, type: models.backbones.timm, frozen: True,"
+    " kwargs: {name: vit_tiny_patch16_224, pretrained: False, outlayers: [1, 2]}},"
+    " {name: reconstruction, type: models.reconstructions.Dinomaly,"
+    " kwargs: {nhead: 3, num_decoder_layers: 2, groups: [[0], [1]], dropout: 0.1}}]",
+)
+
 
 def make(folder: Path) -> Path:
     """Write data, lists and configuration into `folder`; returns the configuration's path.

@@ -73,6 +73,36 @@ def test_the_layers_of_a_vit_are_its_blocks_as_one_grid_without_class_and_regist
     assert (backbone.outplanes, backbone.outstrides) == ([planes, planes], [patch, patch])
 
 
+@pytest.mark.parametrize(("name", "patch", "prefix"), [("test_vit", 16, 1), (DINOV2, 14, 5)])
+def test_a_vit_gives_its_class_and_register_tokens_apart(name, patch, prefix):
+    size = (3 * patch, 4 * patch)
+    backbone = build(name, 5, 2, size=size)
+    with torch.no_grad():
+        outputs = backbone({"image": image_of(*size)})
+    blocks = backbone.model.blocks
+    earlier, later = outputs_of(backbone.model, image_of(*size), blocks[1], blocks[4])
+    torch.testing.assert_close(outputs["prefix"], [later[:, :prefix], earlier[:, :prefix]], rtol=0, atol=1e-5)
+    for tokens in outputs["prefix"]:  # not a view of all tokens, which it would keep in memory
+        assert tokens.untyped_storage().nbytes() == tokens.numel() * tokens.element_size()
+
+
+@pytest.mark.parametrize("name", ["test_vit", DINOV2])
+def test_features_are_to_the_bit_those_without_a_prefix(name):
+    backbone = build(name, 2, 5, size=(112, 112))
+    with torch.no_grad():
+        expected = backbone.model.forward_intermediates(image_of(112, 112), indices=[1, 4], intermediates_only=True)
+        features = backbone({"image": image_of(112, 112)})["features"]
+    torch.testing.assert_close(features, expected, rtol=0, atol=0)
+    assert all(feature.is_contiguous() for feature in features)
+
+
+# no such tokens; a ViT without any; a ViT whose class token timm does not give
+@pytest.mark.parametrize("name", ["test_resnet", "vit_relpos_small_patch16_224", "xcit_nano_12_p16_224"])
+def test_a_model_without_tokens_to_give_apart_gives_features_only(name):
+    with torch.no_grad():
+        assert build(name, 1, size=(224, 224))({"image": image_of(224, 224)}).keys() == {"features"}
+
+
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit", "test_convnext", "test_efficientnet", "test_mambaout"])
 def test_every_layer_has_its_promised_channels_and_stride(name):
     backbone = build(name, 1, 2, 3)

@@ -11,6 +11,7 @@ import torch
 from models.backbones.specs import layer_outputs
 from models.backbones.timm_models import timm_mean_std, timm_outputs
 from models.losses import LOSSES
+from utils import optim
 from utils.config.schema import MAKES_MAPS, MEMORY, SUBNET_KINDS
 from utils.config.validation import nearest
 from utils.errors import UserError
@@ -22,6 +23,7 @@ CHAINS = (
     ["backbone", "MFCN", "UniAD"],
     ["backbone", "MFCN", "UniAD", "Discriminator"],
     ["backbone", "MFCN", "Memory"],
+    ["backbone", "Dinomaly"],
     ["backbone", "MFCN", "VisDecoder"],
 )
 
@@ -50,15 +52,15 @@ def check_training(config: dict[str, Any]) -> None:
         check_memory(config)
     elif trainer := config.get("trainer"):
         check_complete(trainer)
-        optimizer = try_build(torch.optim, trainer["optimizer"], "trainer.optimizer", [torch.zeros(1, requires_grad=True)])
+        optimizer = try_build(optim, trainer["optimizer"], "trainer.optimizer", [torch.zeros(1, requires_grad=True)])
         schedule = trainer["lr_scheduler"]
-        if schedule["type"] == "OneCycleLR" and "total_steps" in schedule["kwargs"]:
+        length = {} if schedule["type"] == "StepLR" else {"total_steps": 10**9}
+        if length and "total_steps" in schedule["kwargs"]:
             raise UserError("trainer.lr_scheduler.kwargs.total_steps follows from max_epoch and the data: leave it out")
         max_lr = schedule["kwargs"].get("max_lr", 1)
         if isinstance(max_lr, bool) or not isinstance(max_lr, int | float) or not 0 < max_lr < math.inf:
             raise UserError("trainer.lr_scheduler.kwargs.max_lr must be one number above 0; net[].lr_scale multiplies it")
-        length = {"total_steps": 10**9} if schedule["type"] == "OneCycleLR" else {}
-        try_build(torch.optim.lr_scheduler, schedule, "trainer.lr_scheduler", optimizer, **length)
+        try_build(optim, schedule, "trainer.lr_scheduler", optimizer, **length)
         step_size = schedule["kwargs"].get("step_size", 1)
         if not isinstance(step_size, int | float) or not step_size >= 1:
             raise UserError(f"trainer.lr_scheduler.kwargs.step_size must be at least 1, not {step_size!r}")
@@ -72,7 +74,7 @@ def check_training(config: dict[str, Any]) -> None:
             makers = " or ".join(f"models.reconstructions.{kind}" for kind in MAKES_MAPS)
             raise UserError(f"evaluator needs a subnet of type {makers}, which makes the anomaly map")
         metrics = [f"{score['name']}_{kind}" for kind, scores in evaluator["metrics"].items() for score in scores]
-        check_scores(evaluator["metrics"], config.get("dataset", {}).get("input_size"))
+        check_scores(evaluator["metrics"], (evaluator["map"] or {}).get("size") or seen_size(config.get("dataset", {})))
         if not any(evaluator["key_metric"].endswith(f"_{metric}") for metric in metrics):
             choices = ", ".join(f"mean_{metric}" for metric in metrics)
             raise UserError(f"evaluator.key_metric '{evaluator['key_metric']}' is not computed: use one of {choices}")
@@ -128,7 +130,12 @@ def check_discriminator(config: dict[str, Any], types: set[str]) -> None:
         raise UserError("models.discriminators.Discriminator needs standardised features: set standardise of the MFCN to True")
 
 
-def check_scores(metrics: dict[str, list], input_size: Sequence[int] | None) -> None:
+def seen_size(data: dict[str, Any]) -> list[int] | None:
+    """The size of the images that the network sees."""
+    return data.get("crop") or data.get("input_size")
+
+
+def check_scores(metrics: dict[str, list], map_size: Sequence[int] | None) -> None:
     """Each score once a metric, and an averaging window for max only, that fits into the map."""
     for kind, scores in metrics.items():
         where = f"evaluator.metrics.{kind}"
@@ -138,8 +145,10 @@ def check_scores(metrics: dict[str, list], input_size: Sequence[int] | None) -> 
             window = score.get("kwargs", {}).get("avgpool_size")
             if window and score["name"] != "max":
                 raise UserError(f"{where}: avgpool_size is for the score max, not {score['name']}")
-            if window and input_size and any(w > side for w, side in zip(window, input_size, strict=True)):
-                raise UserError(f"{where}: avgpool_size {window} is larger than dataset.input_size {list(input_size)}")
+            if window and map_size and any(w > side for w, side in zip(window, map_size, strict=True)):
+                raise UserError(f"{where}: avgpool_size {window} is larger than the anomaly map, {list(map_size)}")
+            if score.get("kwargs", {}).get("share") is not None and score["name"] != "top":
+                raise UserError(f"{where}: share is for the score top, not {score['name']}")
 
 
 def try_build(module: Any, section: dict[str, Any], where: str, *args: Any, **more: Any) -> Any:
@@ -161,10 +170,13 @@ def derive_net(config: dict[str, Any]) -> None:
     if len(set(names)) < len(names) or chain not in CHAINS:
         raise UserError(
             "net must be a backbone, models.necks.MFCN and one of models.reconstructions, each with a name of its own, "
-            "and after models.reconstructions.UniAD optionally models.discriminators.Discriminator"
+            "and after models.reconstructions.UniAD optionally models.discriminators.Discriminator; "
+            "models.reconstructions.Dinomaly follows the backbone, without a neck"
         )
     data = config.get("dataset") or config.get("data") or {}
-    input_size = data.get("input_size")
+    input_size = seen_size(data)
+    if any(part > side for part, side in zip(data.get("crop") or (), data.get("input_size") or (), strict=False)):
+        raise UserError(f"dataset.crop {data['crop']} is larger than dataset.input_size {data['input_size']}")
     planes: list[int] = []
     strides: list[int] = []
     features: dict[str, list[int]] = {}
@@ -192,7 +204,7 @@ def derive_net(config: dict[str, Any]) -> None:
             planes, strides = [sum(planes)], list(kwargs["outstrides"])
             kwargs["outplanes"] = planes
             check_divisible(input_size, strides[0], f"{where}.kwargs.outstrides")
-        if kind == "UniAD" and input_size:
+        if kind in ("UniAD", "Dinomaly") and input_size:
             kwargs["feature_size"] = [side // strides[0] for side in input_size]
 
 
@@ -201,7 +213,7 @@ def backbone_outputs(subnet: dict[str, Any], data: dict[str, Any]) -> tuple[list
     kwargs = subnet["kwargs"]
     if SUBNET_KINDS[subnet["type"]] != "timm":
         return layer_outputs(subnet["type"].rsplit(".")[-1], kwargs["outlayers"])
-    kwargs["input_size"] = data.get("input_size")
+    kwargs["input_size"] = seen_size(data)
     outputs = timm_outputs(kwargs["name"], kwargs["outlayers"], kwargs["input_size"])
     own = timm_mean_std(kwargs["name"])
     if kwargs["pretrained"] and data and not np.allclose(own, [data["pixel_mean"], data["pixel_std"]], atol=0.001):

@@ -30,7 +30,7 @@ An experiment is one YAML file. `python tools/train_val.py --config FILE --print
 Keys that the published code has keep its defaults, except how often a line is logged. "ours" marks what it does not have.
 """
 SUBNETS = {"backbone": "models.backbones.<name>", "timm": "models.backbones.timm", "MFCN": "models.necks.MFCN"}
-SUBNETS |= {name: f"models.reconstructions.{name}" for name in ("UniAD", "Memory", "VisDecoder")}
+SUBNETS |= {name: f"models.reconstructions.{name}" for name in ("UniAD", "Memory", "Dinomaly", "VisDecoder")}
 SUBNETS |= {"Discriminator": "models.discriminators.Discriminator"}
 
 

@@ -116,6 +116,7 @@ class DatasetKeys(Section):
     root_dir: PathText | None = key("cifar10: the folder that contains cifar-10-batches-py", None)
     normals: Ints | None = key("cifar10: ids of the classes that count as normal", None)
     input_size: Size = key("size to which images and masks are resized")
+    crop: Size | None = key("then their middle part of this size is used (ours); none: all", None)
     pixel_mean: Triple = key("mean to subtract from pixel values in 0..1")
     pixel_std: Triple = key("deviation by which they are divided")
     batch_size: Int = key("images a batch in each process", ge=1)
@@ -173,20 +174,20 @@ class CriterionKwargs(Section):
 
 class CriterionItem(Section):
     name: Text = key("a name for the loss")
-    type: Literal["FeatureMSELoss", "ImageMSELoss", "PseudoAnomalyLoss"] = key("which loss")
+    type: Literal["FeatureMSELoss", "ImageMSELoss", "PseudoAnomalyLoss", "GroupCosineLoss"] = key("which loss")
     kwargs: CriterionKwargs = section()
 
 
 class Scheduler(Section):
-    type: Literal["StepLR", "OneCycleLR"] = key(
-        "which schedule; OneCycleLR acts every step, up and then down over the whole run", "StepLR"
+    type: Literal["StepLR", "OneCycleLR", "WarmupCosineLR"] = key(
+        "which schedule; the others than StepLR act every step, up and then down over the whole run", "StepLR"
     )
-    kwargs: Mapping = key("its arguments, as in torch.optim.lr_scheduler")
+    kwargs: Mapping = key("its arguments, as in torch.optim.lr_scheduler or utils.optim")
 
 
 class Optimizer(Section):
-    type: Literal["AdamW", "Adam", "SGD"] = key("which optimiser")
-    kwargs: Mapping = key("its arguments, as in torch.optim")
+    type: Literal["AdamW", "Adam", "SGD", "StableAdamW"] = key("which optimiser")
+    kwargs: Mapping = key("its arguments, as in torch.optim or utils.optim")
 
 
 class Trainer(Section):
@@ -220,10 +221,11 @@ class Saver(Section):
 
 class ScoreKwargs(Section):
     avgpool_size: Size | None = key("max: average the map over this window before the maximum", None)
+    share: Number | None = key("top: the share of the pixels, the highest, whose mean is the score; none: 0.01", None, ge=0, le=1)
 
 
 class ScoreItem(Section):
-    name: Literal["mean", "std", "max", "pixel"] = key("the image score to rank by, or pixel for the pixels themselves")
+    name: Literal["mean", "std", "max", "top", "pixel"] = key("the image score to rank by, or pixel for the pixels themselves")
     kwargs: ScoreKwargs = section()
 
 
@@ -250,10 +252,18 @@ class Single(Compound):
     """-e: image and heat map as separate files."""
 
 
+class MapSection(Section):
+    size: Size | None = key("resize the anomaly map to this size, and masks with it (ours); none: the network's", None)
+    sigma: Number | None = key(
+        "then smooth it with a Gaussian of this deviation, over 5x5 pixels (ours); none: do not", None, ge=0
+    )
+
+
 class Evaluator(Section):
     save_dir: PathText = key("folder of metrics.json, scores.csv, the table and the report", "result")
     key_metric: Text = key("the number that decides ckpt_best.pth.tar, e.g. mean_pixel_auc")
     metrics: Metrics = section()
+    map: MapSection | None = None
     vis_compound: Compound | None = None
     vis_single: Single | None = None
 
@@ -339,6 +349,13 @@ class MemoryKwargs(Section):
     save_recon: SaveRecon | None = None
 
 
+class DinomalyKwargs(Section):
+    nhead: Int = key("attention heads", 12, ge=1)
+    num_decoder_layers: Int = key("decoder layers, as many as the backbone's outlayers", 8, ge=1)
+    groups: list[Ints] = key("which of these layers, from 0, are compared together", [[0, 1, 2, 3], [4, 5, 6, 7]])
+    dropout: Number = key("dropout rate of the bottleneck, below 1", 0.2, ge=0, le=1)
+
+
 class DiscriminatorKwargs(Section):
     outstride: Int = key("stride of its grid, e.g. 8, finer than the neck's", ge=1)
     hidden_dim: Int = key("its channels", 128, ge=2)
@@ -357,6 +374,7 @@ KWARGS: dict[str, type[Section]] = {
     "MFCN": MFCNKwargs,
     "UniAD": UniADKwargs,
     "Memory": MemoryKwargs,
+    "Dinomaly": DinomalyKwargs,
     "Discriminator": DiscriminatorKwargs,
     "VisDecoder": VisDecoderKwargs,
 }
@@ -368,13 +386,14 @@ SUBNET_KINDS: dict[str, str] = {
     "models.necks.MFCN": "MFCN",
     "models.reconstructions.UniAD": "UniAD",
     "models.reconstructions.Memory": "Memory",
+    "models.reconstructions.Dinomaly": "Dinomaly",
     "models.reconstructions.VisDecoder": "VisDecoder",
     "models.discriminators.Discriminator": "Discriminator",
 }
 
 
 MEMORY = "models.reconstructions.Memory"  # is filled, not trained
-MAKES_MAPS = ("UniAD", "Memory")  # the kinds of subnets that make an anomaly map
+MAKES_MAPS = ("UniAD", "Memory", "Dinomaly")  # the kinds of subnets that make an anomaly map
 
 
 class Subnet(Section):

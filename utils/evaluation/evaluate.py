@@ -20,6 +20,7 @@ from datasets.loading import ImageLoader
 from models.necks import MFCN
 from models.reconstructions.uniad import enlarge
 from utils.errors import UserError
+from utils.evaluation.maps import PLAIN, MapForm
 from utils.evaluation.metrics import PIXEL, ScoreKey, evaluate_class, image_keys, image_score, wanted_metrics
 from utils.evaluation.naming import feature_names
 from utils.evaluation.results import KINDS, Results
@@ -40,7 +41,7 @@ class Evaluation:
     them at full size, one at a time.
     """
 
-    size: tuple[int, int]  # H, W of maps and masks
+    size: tuple[int, int]  # H, W of the network's maps
     indices: np.ndarray  # N, position in the data set
     grids: np.ndarray  # N x h x w float32, distances
     packed_masks: np.ndarray  # N of bytes, see pack_masks
@@ -48,6 +49,7 @@ class Evaluation:
     losses: np.ndarray  # N, the loss of the image's batch
     clsnames: np.ndarray  # N texts
     filenames: np.ndarray  # N texts
+    form: MapForm = PLAIN  # how maps are finished, and masks with them
 
     def __post_init__(self) -> None:
         self.known_scores: dict[ScoreKey, np.ndarray] = {}
@@ -58,21 +60,26 @@ class Evaluation:
     @classmethod
     def join(cls, parts: Sequence["Evaluation"]) -> "Evaluation":
         """All parts as one, in the data set's order."""
-        columns = [field.name for field in fields(cls) if field.name != "size"]
+        columns = [field.name for field in fields(cls) if field.name not in ("size", "form")]
         joined = {name: np.concatenate([getattr(part, name) for part in parts]) for name in columns}
         order = np.argsort(joined["indices"])
-        return cls(parts[0].size, **{name: values[order] for name, values in joined.items()})
+        return cls(parts[0].size, **{name: values[order] for name, values in joined.items()}, form=parts[0].form)
+
+    @property
+    def map_size(self) -> tuple[int, int]:
+        """H, W of maps and masks."""
+        return self.form.size or self.size
 
     def map(self, position: int) -> np.ndarray:
-        """The anomaly map, HxW float32, that the network gave as `pred`."""
-        return enlarge(torch.from_numpy(self.grids[position])[None, None], self.size)[0, 0].numpy()
+        """The anomaly map, HxW float32: what the network gave as `pred`, finished."""
+        return self.form(enlarge(torch.from_numpy(self.grids[position])[None, None], self.size))[0, 0].numpy()
 
     def mask(self, position: int) -> np.ndarray:
         """HxW uint8 of {0, 1}."""
         if not self.packed_masks[position]:
-            return np.zeros(self.size, np.uint8)
+            return np.zeros(self.map_size, np.uint8)
         bits = np.frombuffer(self.packed_masks[position], np.uint8)
-        return np.unpackbits(bits, count=math.prod(self.size)).reshape(self.size)
+        return np.unpackbits(bits, count=math.prod(self.map_size)).reshape(self.map_size)
 
     @cached_property
     def limits(self) -> tuple[float, float]:
@@ -107,6 +114,7 @@ def evaluate(
     process: Process,
     recon_dir: str | Path | None = None,
     precision: torch.dtype = torch.float32,
+    form: MapForm = PLAIN,
 ) -> Evaluation:
     """Run the network in eval mode over every image of `loader`, whose sampler gives each process its own share.
 
@@ -133,11 +141,12 @@ def evaluate(
                 size=tuple(outputs["pred"].shape[2:]),
                 indices=batch["index"].numpy().copy(),
                 grids=grids.numpy(),
-                packed_masks=pack_masks(batch["mask"].numpy()),
+                packed_masks=pack_masks(form.mask(batch["mask"]).numpy()),
                 labels=batch["label"].numpy().copy(),
                 losses=np.full(len(grids), criterion(outputs).item()),
                 clsnames=np.array(batch["clsname"], dtype=object),
                 filenames=np.array(batch["filename"], dtype=object),
+                form=form,
             )
         )
     report_skipped(loader, process, "evaluation")

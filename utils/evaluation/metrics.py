@@ -13,13 +13,16 @@ import cv2
 import numpy as np
 
 from utils.errors import UserError
+from utils.evaluation.maps import top_count
 from utils.evaluation.results import Results
 
 AUPRO_LIMIT = 0.3  # false-positive rate up to which the per-region overlap is integrated
 AREA_BITS = (1 << 29) - 1  # of a float64, those that the value of a float32 leaves zero
 
-# What is ranked: an image score, given by its name and avgpool_size, or the pixels themselves.
-ScoreKey = tuple[str, tuple[int, int] | None]
+TOP_SHARE = 0.01  # of the pixels, the highest, whose mean is the score top
+
+# What is ranked: an image score, given by its name and avgpool_size or share, or the pixels themselves.
+ScoreKey = tuple[str, tuple[int, int] | float | None]
 PIXEL: ScoreKey = ("pixel", None)
 
 
@@ -103,15 +106,22 @@ def aupro(ranking: Ranking) -> float:
 METRICS = {"auc": auroc, "ap": average_precision, "f1max": f1_max, "aupro": aupro}
 
 
-def image_score(anomaly_map: np.ndarray, name: str, avgpool_size: Sequence[int] | None = None) -> np.floating:
-    """The score of an image, HxW. name: mean, std (of the population), or max, over the means of `avgpool_size` windows."""
+def image_score(anomaly_map: np.ndarray, name: str, option: Sequence[int] | float | None = None) -> np.floating:
+    """The score of an image, HxW.
+
+    name: mean, std (of the population), top, the mean of the highest pixels, whose share is `option`, or max, over the means of
+    windows whose size is `option`.
+    """
+    if name == "top":
+        count = top_count(anomaly_map.size, option or TOP_SHARE)
+        return np.partition(anomaly_map, -count, axis=None)[-count:].mean(dtype=np.float64)
     if name == "mean":
         return anomaly_map.mean(dtype=np.float64)
     if name == "std":
         return anomaly_map.std(dtype=np.float64)
-    if avgpool_size is None:
+    if option is None:
         return anomaly_map.max()
-    (height, width), (h, w) = avgpool_size, anomaly_map.shape
+    (height, width), (h, w) = option, anomaly_map.shape
     rows, columns = h - height + 1, w - width + 1  # positions of the window
     if rows < 1 or columns < 1:
         raise UserError(f"avgpool_size {height}x{width} is larger than the maps ({h}x{w})")
@@ -121,9 +131,9 @@ def image_score(anomaly_map: np.ndarray, name: str, avgpool_size: Sequence[int] 
     return means[:rows, :columns].max().astype(np.result_type(anomaly_map.dtype, np.float32))
 
 
-def image_scores(maps: np.ndarray, name: str, avgpool_size: Sequence[int] | None = None) -> np.ndarray:
+def image_scores(maps: np.ndarray, name: str, option: Sequence[int] | float | None = None) -> np.ndarray:
     """One score an image, N, of maps NxHxW; see image_score."""
-    return np.array([image_score(anomaly_map, name, avgpool_size) for anomaly_map in maps])
+    return np.array([image_score(anomaly_map, name, option) for anomaly_map in maps])
 
 
 def region_areas(mask: np.ndarray) -> np.ndarray:
@@ -147,7 +157,7 @@ def evaluate_maps(
         masks: NxHxW of {0, 1}. A defective image whose mask is empty counts in image metrics and is left out of pixel metrics.
         labels: N of {0, 1}, the data set's.
         clsnames: N class names.
-        metrics: by kind (auc, ap, f1max, aupro) a list of {"name": mean|std|max|pixel, "kwargs": {"avgpool_size"}}.
+        metrics: by kind (auc, ap, f1max, aupro) a list of {"name": mean|std|max|top|pixel, "kwargs": {...}}, see image_score.
 
     Returns {"<class>_<name>_<kind>": value}, classes sorted, then "mean_<name>_<kind>". A class in which only one label occurs
     has nan and is left out of the mean. Classes are done one after another, with a copy of one class's pixels in memory.
@@ -171,8 +181,9 @@ def wanted_metrics(metrics: Mapping[str, Sequence[Mapping[str, Any]] | None]) ->
     wanted = []
     for kind, scores in metrics.items():
         for score in scores or ():
-            avgpool_size = (score.get("kwargs") or {}).get("avgpool_size") if score["name"] == "max" else None
-            wanted.append((kind, (score["name"], tuple(avgpool_size) if avgpool_size else None)))
+            kwargs = score.get("kwargs") or {}
+            option = {"max": kwargs.get("avgpool_size"), "top": kwargs.get("share")}.get(score["name"])
+            wanted.append((kind, (score["name"], tuple(option) if isinstance(option, list | tuple) else option)))
     return wanted
 
 

@@ -23,10 +23,12 @@ from datasets.build import build_dataset
 from datasets.lists import read_list
 from utils.config import to_plain
 from utils.errors import UserError
+from utils.evaluation.maps import top_count
+from utils.evaluation.metrics import TOP_SHARE
 from utils.files import write_atomically
 from utils.predict.onnx_engine import FORMAT_VERSION, OnnxEngine, import_package
 from utils.predict.predictor import Predictor
-from utils.predict.torch_engine import TorchEngine
+from utils.predict.torch_engine import TorchEngine, uncrop
 
 INPUTS = ("uint8", "float")
 METADATA = "metadata.json"  # among a TorchScript file's extra files
@@ -44,7 +46,7 @@ class ImageToMap(nn.Module):
         super().__init__()
         self.network = engine.network
         self.color_mode = engine.color_mode
-        self.score_key = engine.score_key
+        self.score_key, self.form, self.transform = engine.score_key, engine.form, engine.transform
         self.register_buffer("mean", engine.transform.mean.flatten())
         self.register_buffer("std", engine.transform.std.flatten())
         self.register_buffer("gray", torch.tensor(GRAY))
@@ -52,22 +54,27 @@ class ImageToMap(nn.Module):
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """image: BxHxWx3, uint8, or float32 in 0..1. Returns the scores, B, and the maps, BxHxW, both float32."""
+        top, left = ((whole - part) // 2 for whole, part in zip(self.transform.input_size, self.transform.crop, strict=True))
+        image = image[:, top : top + self.transform.crop[0], left : left + self.transform.crop[1]]
         levels = image.float() if image.dtype == torch.uint8 else image * 255
         if self.color_mode == "BGR":
             levels = levels.flip(3)
         elif self.color_mode == "GRAY":
             levels = ((levels * self.gray).sum(dim=3, keepdim=True) + 0.5).floor()  # B x H x W x 1
         pixels = (levels / 255 - self.mean) / self.std  # B x H x W x 3
-        anomaly_map = self.network({"image": pixels.permute(0, 3, 1, 2)})["pred"].squeeze(1)  # B x H x W
-        return image_score(anomaly_map, *self.score_key), anomaly_map
+        anomaly_map = self.form(self.network({"image": pixels.permute(0, 3, 1, 2)})["pred"]).squeeze(1)  # B x H x W
+        return image_score(anomaly_map, *self.score_key), uncrop(anomaly_map, self.transform)
 
 
-def image_score(anomaly_map: Tensor, name: str, avgpool_size: tuple[int, int] | None) -> Tensor:
+def image_score(anomaly_map: Tensor, name: str, option: tuple[int, int] | float | None) -> Tensor:
     """evaluation.metrics.image_score as tensor operations: BxHxW -> B. Sums over rows first keep float32 exact enough."""
     if name == "max":
-        height, width = avgpool_size or (1, 1)
+        height, width = option or (1, 1)
         rows = F.avg_pool2d(anomaly_map[:, None], (height, 1), stride=1)  # B x 1 x H' x W
         return F.avg_pool2d(rows, (1, width), stride=1).amax(dim=(1, 2, 3))
+    if name == "top":
+        count = top_count(anomaly_map[0].numel(), option or TOP_SHARE)
+        return anomaly_map.flatten(1).topk(count).values.mean(dim=1)
     mean = anomaly_map.mean(dim=2).mean(dim=1)
     if name == "mean":
         return mean

@@ -5,7 +5,9 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from easydict import EasyDict
+from torch import Tensor
 
 from datasets.transforms import Transform
 from models import build_network, find_memory
@@ -14,6 +16,7 @@ from utils.config.schema import MAKES_MAPS, SUBNET_KINDS
 from utils.errors import UserError
 from utils.evaluation.calibration import calibration_of
 from utils.evaluation.evaluate import score_columns
+from utils.evaluation.maps import MapForm
 from utils.evaluation.metrics import image_scores
 from utils.process.checkpoint import load_checkpoint, load_network_state
 from utils.process.distributed import choose_device
@@ -52,7 +55,8 @@ class TorchEngine:
         self.input_size = tuple(data.input_size)
         self.color_mode = data.image_reader.kwargs.color_mode if data.type == "custom" else "RGB"
         self.resample = "bilinear" if data.type == "custom" else "lanczos"
-        self.transform = Transform(data.input_size, data.pixel_mean, data.pixel_std)
+        self.transform = Transform(data.input_size, data.pixel_mean, data.pixel_std, crop=data.get("crop"))
+        self.form = MapForm.of(self.config.evaluator)
         self.score = headline_score(metrics, self.config.evaluator.key_metric) or "max"
         self.score_key = score_columns(metrics).get(self.score, (self.score, None))  # as in scores.csv
         self.calibration = calibration_of(path, self.score)
@@ -69,11 +73,20 @@ class TorchEngine:
         """See Engine."""
         if self.color_mode == "BGR":
             images = images[..., ::-1]
-        batch = torch.stack([self.transform.to_tensor(image) for image in images])  # B x 3 x H x W
+        batch = torch.stack([self.transform.to_tensor(self.transform.middle(image)) for image in images])  # B x 3 x H x W
         with autocast(self.device, self.precision):
             outputs = self.network({"image": batch.to(self.device)})
-        maps = outputs["pred"].squeeze(1).float().cpu().numpy()  # B x H x W
-        return image_scores(maps, *self.score_key), maps
+        maps = self.form(outputs["pred"].float()).squeeze(1).cpu()  # B x H x W
+        return image_scores(maps.numpy(), *self.score_key), uncrop(maps, self.transform).numpy()
+
+
+def uncrop(maps: Tensor, transform: Transform) -> Tensor:
+    """Maps BxHxW of the middle part of images as maps of the whole images, 0 where the network saw nothing."""
+    padding: list[int] = []  # the last side comes first
+    for side, whole, part in zip(map(int, maps.shape[1:]), transform.input_size, transform.crop, strict=True):
+        rest = round(side * whole / part) - side
+        padding = [rest // 2, rest - rest // 2, *padding]
+    return F.pad(maps, padding)
 
 
 def check_config(config: dict[str, Any] | None, path: str | Path) -> dict[str, Any]:

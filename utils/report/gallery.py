@@ -66,7 +66,7 @@ def write_pictures(folder: Path, evaluation: Evaluation, data: ImageDataset, sco
         numbers = {}
         for position in dict.fromkeys(chain.from_iterable(picks.values())):
             numbers[position] = len(images)
-            rgb = data.read_rgb(int(evaluation.indices[position]))
+            rgb = data.read_seen(int(evaluation.indices[position]))
             pictures = draw(rgb, evaluation.mask(position), normalise(evaluation.map(position), low, high))
             names = {kind: f"{len(images):04d}_{kind}{'.png' if kind == 'mask' else '.jpg'}" for kind in pictures}
             for kind, name in names.items():

@@ -27,10 +27,10 @@ def save_pictures(
     """
     low = evaluation.limits[0] if min_score is None else min_score
     high = evaluation.limits[1] if max_score is None else max_score
-    h, w = evaluation.size
+    h, w = evaluation.map_size
     for position, name in enumerate(output_names(evaluation.filenames)):
         index, anomaly_map = evaluation.indices[position], evaluation.map(position)
-        image = cv2.resize(data.read_rgb(int(index)), (w, h), interpolation=cv2.INTER_AREA)
+        image = cv2.resize(data.read_seen(int(index)), (w, h), interpolation=cv2.INTER_AREA)
         common = heat_map(image, normalise(anomaly_map, low, high))
         if style == "vis_single":
             save_picture(Path(save_dir) / f"{name}_image.jpg", image)

@@ -85,7 +85,9 @@ def evaluate_test_set(engine: TorchEngine, process: Process) -> Evaluation | Non
         log.info("%s", error)
         return None
     loader = build_loader(data, engine.config, "test", process)
-    return evaluate(engine.network, loader, Criterion(engine.config.criterion), process, precision=engine.precision)
+    return evaluate(
+        engine.network, loader, Criterion(engine.config.criterion), process, precision=engine.precision, form=engine.form
+    )
 
 
 def compare(before: Evaluation, after: Evaluation, engine: TorchEngine) -> str:

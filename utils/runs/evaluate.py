@@ -14,6 +14,7 @@ from models.losses import Criterion
 from utils.config import to_plain
 from utils.evaluation.evaluate import Evaluation, compute_metrics, evaluate, write_results
 from utils.evaluation.intervals import bootstrap, format_intervals, write_intervals
+from utils.evaluation.maps import MapForm
 from utils.evaluation.results import Results, without_nan
 from utils.files import check_writable, write_text
 from utils.process.checkpoint import load_checkpoint, load_network_state
@@ -39,10 +40,12 @@ def evaluate_checkpoint(config: EasyDict, process: Process) -> None:
     log.info(
         "%s, epoch %s; %d test images; %s", config.saver.load_path, content.get("epoch"), len(test_set), describe_process(process)
     )
-    reconstruction = getattr(network, config.net[2].name)
-    recon_dir = (getattr(reconstruction, "save_recon", None) or {}).get("save_dir")
+    saves = (subnet.kwargs.get("save_recon") for subnet in config.net)
+    recon_dir = next((saved["save_dir"] for saved in saves if saved), None)
     precision = choose_precision(config.trainer.precision)
-    evaluation = evaluate(network, loader, Criterion(config.criterion), process, recon_dir, precision)
+    evaluation = evaluate(
+        network, loader, Criterion(config.criterion), process, recon_dir, precision, MapForm.of(config.evaluator)
+    )
     results = compute_metrics(evaluation, config.evaluator.metrics, process)
     if process.is_main:
         write_evaluation(config, content, evaluation, results, test_set)

@@ -14,6 +14,7 @@ from utils.config import to_plain
 from utils.config.schema import MEMORY
 from utils.errors import UserError
 from utils.evaluation.evaluate import compute_metrics, evaluate, write_results
+from utils.evaluation.maps import MapForm
 from utils.files import check_writable
 from utils.process.checkpoint import find_start, load_checkpoint, load_network_state, remove_checkpoints
 from utils.process.distributed import Process, barrier, on_main, share_weights
@@ -53,7 +54,8 @@ def train(config: EasyDict, process: Process, overwrite: bool = False) -> None:
     test_loader = build_loader(test_set, config, "test", process)
 
     def validate() -> dict[str, float]:
-        evaluation = evaluate(trainer.network, test_loader, trainer.criterion, process, precision=trainer.precision)
+        form, precision = MapForm.of(config.evaluator), trainer.precision
+        evaluation = evaluate(trainer.network, test_loader, trainer.criterion, process, precision=precision, form=form)
         results = compute_metrics(evaluation, config.evaluator.metrics, process)
         if not process.is_main:
             return {}
@@ -113,7 +115,7 @@ def is_trained(trainer: Trainer | MemoryFiller, steps: int) -> bool:
     fills = isinstance(trainer, MemoryFiller)
     if trainer.epoch < (1 if fills else count_epochs(trainer.config["trainer"], steps)):
         return False
-    longer = "" if fills or trainer.schedules_steps else "train longer with trainer.max_epoch, "  # OneCycleLR is at its end
+    longer = "" if fills or trainer.schedules_steps else "train longer with trainer.max_epoch, "  # such a schedule is at its end
     log.info("nothing left to train: use it as it is, %sor start over with --overwrite", longer)
     return True
 

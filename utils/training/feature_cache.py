@@ -10,6 +10,7 @@ import os
 import shutil
 import socket
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from copy import copy
 from dataclasses import dataclass
@@ -81,7 +82,7 @@ def why_not(data: ImageDataset, network: nn.Module) -> str | None:
         return "this system cannot reserve room on a disk"
     if active := [name for name in AUGMENTATIONS if data.training and getattr(data.transform, name)]:
         return f"augmentation ({', '.join(active)}) changes them every epoch"
-    for name, subnet in list(network.named_children())[:2]:
+    for name, subnet in list(network.named_children())[: network.depth]:
         if any(parameter.requires_grad for parameter in subnet.parameters()):
             return f"the {name} is trained (see frozen_layers)"
     if any(isinstance(subnet, Discriminator) for subnet in network.children()):
@@ -120,7 +121,8 @@ class Builder:
 
     def make_key(self) -> dict[str, Any]:
         """Everything that decides the rows of a cache, as JSON holds it."""
-        before, neck, settings = self.net[:2], self.net[1]["kwargs"], self.settings
+        before, settings = self.net[: self.network.depth], self.settings
+        seen = settings.get("crop") or settings["input_size"]
         reader = settings.get("image_reader") or {"kwargs": {}}
         key = {
             "format": FORMAT,
@@ -128,9 +130,12 @@ class Builder:
             "device": self.process.device.type,
             "dtype": settings["feature_cache"]["dtype"],
             "precision": str(self.precision),
-            "shape": [len(self.data), *neck["outplanes"], *(side // neck["outstrides"][0] for side in settings["input_size"])],
+            "reads": self.network.reads,
+            "shape": [len(self.data), *self.shape_of_one(seen)],
+            "seen_size": seen,
             "net": [[s["type"], {k: v for k, v in s["kwargs"].items() if k not in WHERE_FROM}] for s in before],
-            "weights": hash_weights(list(self.network.children())[:2]),
+            "groups": self.net[1]["kwargs"].get("groups"),
+            "weights": hash_weights(self.network.subnets[: self.network.depth]),
             "dataset": settings["type"],
             **{name: settings[name] for name in ("input_size", "pixel_mean", "pixel_std")},
             "color_mode": reader["kwargs"].get("color_mode"),
@@ -139,6 +144,14 @@ class Builder:
             "on_bad_image": self.data.on_bad_image,  # where bad images stop a run, no row may be empty
         }
         return json.loads(json.dumps(key))
+
+    def shape_of_one(self, size: Sequence[int]) -> list[int]:
+        """Of what the reconstruction reads of an image, H x W."""
+        kwargs = self.net[1]["kwargs"]
+        if self.network.reads == "feature_align":
+            return [*kwargs["outplanes"], *(side // kwargs["outstrides"][0] for side in size)]
+        prefix, (h, w) = self.network.subnets[0].prefix_tokens, kwargs["feature_size"]
+        return [len(kwargs["groups"]), prefix + h * w, kwargs["inplanes"][0]]
 
     def build(self, folder: Path, key: dict[str, Any]) -> None:
         """Build the cache of `key` in `folder`, each process with its share of the images."""
@@ -176,7 +189,7 @@ class Builder:
         for batch in tqdm(loader, desc=f"features, {folder.name}", leave=False, disable=None if self.process.is_main else True):
             with autocast(self.process.device, self.precision):
                 outputs = self.network.front(to_device(batch, self.process.device))
-            features = outputs["feature_align"].to(getattr(torch, key["dtype"]))  # B x C x h x w
+            features = outputs[key["reads"]].to(getattr(torch, key["dtype"]))  # B x ...
             finite = features.flatten(1).isfinite().all(dim=1)
             if not finite.all():
                 name = batch["filename"][int(finite.int().argmin())]

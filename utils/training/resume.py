@@ -68,7 +68,9 @@ def resume(trainer: "Trainer", path: Path) -> None:
 def resume_published(trainer: "Trainer", path: Path) -> None:
     """The published code saves no schedule, and its optimiser's parameters in random order."""
     if trainer.schedules_steps:
-        raise UserError(f"{path}: of the published code, which has no OneCycleLR to go on with; {NEW_RUN}")
+        raise UserError(
+            f"{path}: of the published code, which has no {type(trainer.scheduler).__name__} to go on with; {NEW_RUN}"
+        )
     for _ in range(trainer.epoch - 1):
         step_scheduler(trainer.scheduler)
     log.info("%s is of the published code: weights and epoch are taken, its optimiser state is left out", path)
@@ -84,9 +86,10 @@ def check_resumable(trainer: "Trainer", content: dict[str, Any], path: Path) -> 
     if was != now:
         raise UserError(f"{path}: trained with net[].lr_scale {was}, this configuration has {now}; {NEW_RUN}")
     if trainer.schedules_steps and content["scheduler"]["total_steps"] != trainer.scheduler.total_steps:
+        name, steps = type(trainer.scheduler).__name__, content["scheduler"]["total_steps"]
         raise UserError(
-            f"{path}: its OneCycleLR is spread over {content['scheduler']['total_steps']} steps, this run has "
-            f"{trainer.scheduler.total_steps}: keep max_epoch, batch size, processes and training images, or {NEW_RUN}"
+            f"{path}: its {name} is spread over {steps} steps, this run has {trainer.scheduler.total_steps}: "
+            f"keep max_epoch, batch size, processes and training images, or {NEW_RUN}"
         )
 
 

@@ -23,7 +23,7 @@ from utils.process.precision import autocast, choose_precision
 from utils.process.signals import StopSignals
 from utils.process.skipped import report_skipped
 from utils.training.acceleration import compile_trained, distribute
-from utils.training.optimizer import step_scheduler, trained_parameters
+from utils.training.optimizer import acts_each_step, step_scheduler, trained_parameters
 from utils.training.resume import trainer_state
 
 log = logging.getLogger("uniad")
@@ -109,6 +109,7 @@ class Trainer:
         steps = min(len(loader), self.last_step - self.epoch * len(loader))
         batches = islice(loader, steps - first)
         for batch in tqdm(batches, f"epoch {self.epoch + 1}", total=steps, initial=first, leave=False, disable=hidden):
+            batch["step"] = self.total_steps(loader)  # for a loss that changes with it
             loss = self.train_step(to_device(batch, self.process.device))
             self.steps_done += 1
             self.loss_sum += loss
@@ -239,7 +240,7 @@ class Trainer:
     @property
     def schedules_steps(self) -> bool:
         """Whether the schedule acts every step, not every epoch."""
-        return isinstance(self.scheduler, torch.optim.lr_scheduler.OneCycleLR)
+        return acts_each_step(self.scheduler)
 
 
 def run_steps(cfg: dict[str, Any], epoch_steps: int) -> int:

@@ -18,7 +18,7 @@ from utils.predict.predictor import Predictor
 from utils.predict.torch_engine import TorchEngine
 from utils.runs.calibrate import calibrate_checkpoint
 
-KINDS = {"UniAD": (), "Memory": (tiny.MEMORY,)}
+KINDS = {"UniAD": (), "Memory": (tiny.MEMORY,), "Dinomaly": tiny.DINOMALY}
 RESUME = "saver.auto_resume=True"
 HOLDOUT = "dataset.holdout=0.4"
 
@@ -63,8 +63,8 @@ def test_prediction_gives_the_scores_of_evaluation_and_the_calibrations_threshol
 def test_an_exported_file_gives_the_same_scores_maps_and_decisions(trained: Path, tmp_path: Path, format: str) -> None:
     export_checkpoint(checkpoint(trained), format, out := tmp_path / f"file.{format}")  # compares maps and scores to 1e-4
     if format == "onnx":
-        _, images = images_of(trained.parent)
         ours, file = TorchEngine(checkpoint(trained), "cpu"), Predictor.from_checkpoint(out).engine
+        images = np.stack([Predictor(ours).prepare(image) for image in images_of(trained.parent)[1]])
         limit = file.calibration.threshold()
         assert limit == ours.calibration.threshold()
         assert np.array_equal(file(images)[0] > limit, ours(images)[0] > limit)
@@ -94,11 +94,12 @@ def test_two_processes_fill_or_train_what_one_does(kind: str, tmp_path: Path) ->
     options = (*KINDS[kind], "dataset.feature_cache.mode=off", "net.reconstruction.kwargs.dropout=0.0")
     if kind == "Memory":
         options = options[:-1]
-    else:
+    elif kind == "UniAD":
         options += ("net.reconstruction.kwargs.feature_jitter=False", "trainer.max_epoch=2")
     tiny.train(one, *options, "dataset.batch_size=2")
     with start(two, *options, "dataset.batch_size=1", processes=2) as ranks:
         assert [rank.code() for rank in ranks] == [0, 0]
     states = [result(path)["state_dict"] for path in (one, two)]
+    close = {"rtol": 1e-3, "atol": 1e-4 if kind != "Dinomaly" else 2e-3}  # each process mines hard positions in its own batch
     for name, tensor in states[0].items():
-        torch.testing.assert_close(states[1][name].double(), tensor.double(), rtol=1e-3, atol=1e-4, msg=name)
+        torch.testing.assert_close(states[1][name].double(), tensor.double(), **close)
