@@ -5,23 +5,20 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 
 from utils.errors import UserError
 from utils.evaluation.evaluate import write_table
-from utils.evaluation.results import AGAIN, Column, Results, align_table, header, mean, read_metrics, read_run
+from utils.evaluation.results import AGAIN, Column, Results, align_table, header, mean, read_metrics, read_run, without_nan
 from utils.files import write_text
 
 
-@dataclass
-class ResultFolder:
-    """A result folder's metrics, and the seed of its run, where run.json is there."""
-
+class ResultFolder(NamedTuple):
     path: Path
     metrics: Results
-    seed: int | None
+    seed: int | None  # None: run.json does not say
 
 
 @dataclass
@@ -39,15 +36,16 @@ def summarize(folders: Sequence[str | Path]) -> Summary:
     Raises UserError for anything in between, for folders of other metrics, and naming a file that is missing or not readable.
     """
     read = read_folders(folders)
-    columns = read[0].metrics.columns
-    if len(read) > 1 and all(folder.metrics.rows.keys() == read[0].metrics.rows.keys() for folder in read):
-        seeds = [folder.seed for folder in read]
+    paths, runs, seeds = zip(*read, strict=True)
+    if len(runs) > 1 and all(run.rows.keys() == runs[0].rows.keys() for run in runs):
         known = f", random_seed {', '.join(map(str, seeds))}" if None not in seeds else ""
-        return Summary(
-            columns, cells([folder.metrics for folder in read]), f"mean ± standard deviation of {len(read)} runs{known}"
-        )
-    title = f"{len(read)} folders joined" if len(read) > 1 else str(read[0].path)
-    return Summary(columns, cells([join(read)]), title)
+        title = f"mean ± standard deviation of {len(runs)} runs{known}"
+    else:
+        title = f"{len(runs)} folders joined" if len(runs) > 1 else str(paths[0])
+        runs = [join(read)]
+    tables = [{**run.rows, "mean": run.mean} for run in runs]
+    rows = {name: [list(cell) for cell in zip(*(table[name] for table in tables), strict=True)] for name in tables[0]}
+    return Summary(runs[0].columns, rows, title)
 
 
 def write_joined(folders: Sequence[str | Path], out: str | Path) -> str:
@@ -78,12 +76,6 @@ def read_folder(folder: str | Path) -> ResultFolder:
         raise UserError(f"{path}: holds no classes and their mean; {AGAIN}")
     run = read_run(folder / "run.json") if (folder / "run.json").is_file() else {}
     return ResultFolder(folder, metrics, (run.get("config") or {}).get("random_seed"))
-
-
-def cells(runs: Sequence[Results]) -> dict[str, list[list[float]]]:
-    """Of each class, "mean" last, and each column the number of every run."""
-    tables = [{**run.rows, "mean": run.mean} for run in runs]
-    return {name: [list(cell) for cell in zip(*(table[name] for table in tables), strict=True)] for name in tables[0]}
 
 
 def join(folders: Sequence[ResultFolder]) -> Results:
@@ -130,25 +122,20 @@ def format_markdown(summary: Summary) -> str:
 
 def format_json(summary: Summary) -> str:
     """By key of metrics.json mean, std (of the sample; null below two numbers) and n, from how many folders they are."""
-
-    def plain(value: float) -> float | None:
-        return None if math.isnan(value) else value
-
-    content: dict[str, Any] = {}
+    content = {}
     for clsname, row in summary.rows.items():
         for (name, kind), numbers in zip(summary.columns, row, strict=True):
             count = sum(not math.isnan(number) for number in numbers)
-            entry = {"mean": plain(mean(numbers)), "std": plain(deviation(numbers)), "n": count}
-            content[f"{clsname}_{name}_{kind}"] = entry
+            entry = {"mean": mean(numbers), "std": deviation(numbers), "n": count}
+            content[f"{clsname}_{name}_{kind}"] = without_nan(entry)
     return json.dumps(content, indent=1)
 
 
 FORMATS = {".json": format_json, ".md": format_markdown, ".txt": format_text}
 
 
-def write_summary(summary: Summary, path: str | Path) -> None:
+def write_summary(summary: Summary, path: Path) -> None:
     """As JSON, Markdown or text, by the ending. Raises UserError for another one."""
-    path = Path(path)
     if path.suffix not in FORMATS:
         raise UserError(f"{path}: the ending says what is written, one of {', '.join(FORMATS)}")
     write_text(path, FORMATS[path.suffix](summary) + "\n")
