@@ -5,7 +5,7 @@ from functools import partial
 
 from torch import nn
 
-from models.backbones.efficientnet import EfficientNet, EfficientNetLite
+from models.backbones.efficientnet import EfficientNet
 from models.backbones.pretrained import load_pretrained
 from models.backbones.resnet import ResNet
 from models.backbones.specs import SPECS
@@ -19,12 +19,7 @@ def build_backbone(name: str, pretrained: bool, outlayers: Sequence[int], pretra
     pretrained: load ImageNet weights, from the file `pretrained_model` if given.
     Raises UserError for a layer that it lacks and for weights that are not available.
     """
-    if name.startswith("efficientnet_lite"):
-        backbone = EfficientNetLite(name, outlayers)
-    elif name.startswith("efficientnet"):
-        backbone = EfficientNet(name, outlayers)
-    else:
-        backbone = ResNet(name, outlayers)
+    backbone = (EfficientNet if name.startswith("efficientnet") else ResNet)(name, outlayers)
     if pretrained:
         load_pretrained(backbone, name, pretrained_model)
     return backbone

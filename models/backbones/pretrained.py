@@ -49,8 +49,7 @@ def load_pretrained(backbone: nn.Module, name: str, pretrained_model: str = "") 
     """
     path = Path(pretrained_model or BUNDLED_FILES.get(name) or cached_download(name, URLS[name]))
     state_dict = read_weights(path)
-    problems = "; ".join(_misfits(backbone.state_dict(), state_dict))
-    if problems:
+    if problems := "; ".join(_misfits(backbone.state_dict(), state_dict)):
         raise UserError(f"{path} does not hold the weights of {name} ({problems}): give the right file in pretrained_model")
     backbone.load_state_dict(state_dict, strict=False)
 
@@ -71,13 +70,10 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise UserError(f"{path} is truncated or no file of weights ({type(error).__name__}): replace it") from error
     if isinstance(content, Mapping):
         content = content.get("state_dict", content)
-    if not (isinstance(content, Mapping) and content and all(map(_names_tensor, content.items()))):
+    is_weights = isinstance(content, Mapping) and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items())
+    if not (is_weights and content):
         raise UserError(f"{path} holds no weights (a dict from names to tensors): give the right file in pretrained_model")
     return {key.removeprefix("module."): tensor for key, tensor in content.items()}
-
-
-def _names_tensor(item: tuple[object, object]) -> bool:
-    return isinstance(item[0], str) and isinstance(item[1], Tensor)
 
 
 def _misfits(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> Iterator[str]:
@@ -100,11 +96,7 @@ def _misfits(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> Itera
 def cached_download(name: str, url: str, file_name: str = "", offline: bool = False) -> Path:
     """The file in torch hub's cache, downloaded if it is not there. Safe with concurrent processes.
 
-    Args:
-        name: the backbone, for messages.
-        file_name: the file's name in the cache; if empty, the name in the URL.
-        offline: do not try to download.
-
+    name: the backbone, for messages. file_name: in the cache; if empty, the one in the URL. offline: do not try to download.
     Raises UserError if it is not available.
     """
     path = Path(torch.hub.get_dir(), "checkpoints", file_name or url.rsplit("/", 1)[-1])

@@ -8,13 +8,12 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-import efficientnet_lite_pytorch
-import efficientnet_pytorch
 import torch
 import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
+from models.backbones.efficientnet import package_network
 from models.backbones.specs import SPECS
 from models.reconstructions.transformer import DecoderLayer
 from models.reconstructions.uniad import UniAD, anomaly_map, jitter
@@ -25,10 +24,13 @@ class PlainNetwork(nn.Module):
 
     def __init__(self, net: Sequence[dict]) -> None:
         super().__init__()
-        backbone, neck, reconstruction = net
-        self.name, self.outlayers = backbone["type"].rsplit(".")[-1], backbone["kwargs"]["outlayers"]
+        subnet, neck, reconstruction = net
+        self.name, self.outlayers = subnet["type"].rsplit(".")[-1], subnet["kwargs"]["outlayers"]
         (self.stride,) = neck["kwargs"]["outstrides"]
-        self.backbone = build_backbone(self.name).requires_grad_(False)
+        is_efficientnet = self.name.startswith("efficientnet")
+        self.layers = efficientnet_layers if is_efficientnet else resnet_layers
+        backbone = package_network(self.name) if is_efficientnet else torchvision.models.get_model(self.name)
+        self.backbone = backbone.requires_grad_(False)
         self.reconstruction = PlainUniAD(**reconstruction["kwargs"])
 
     def train(self, mode: bool = True) -> "PlainNetwork":
@@ -39,8 +41,7 @@ class PlainNetwork(nn.Module):
     def extract(self, inputs: dict[str, Tensor]) -> Tensor:
         """{"image": B x 3 x H x W} -> the aligned features, B x C x h x w."""
         image = inputs["image"]
-        layers = efficientnet_layers if self.name.startswith("efficientnet") else resnet_layers
-        features = layers(self.backbone, image, self.name)
+        features = self.layers(self.backbone, image, self.name)
         size = [side // self.stride for side in image.shape[2:]]
         aligned = [F.interpolate(features[layer - 1], size, mode="bilinear", align_corners=True) for layer in self.outlayers]
         return torch.cat(aligned, dim=1)
@@ -48,13 +49,6 @@ class PlainNetwork(nn.Module):
     def forward(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """{"image": B x 3 x H x W} -> feature_rec, feature_align and pred."""
         return self.reconstruction({"feature_align": self.extract(inputs)})
-
-
-def build_backbone(name: str) -> nn.Module:
-    if not name.startswith("efficientnet"):
-        return torchvision.models.get_model(name)
-    package = efficientnet_lite_pytorch if "lite" in name else efficientnet_pytorch
-    return package.EfficientNet.from_name(name.replace("_", "-"))
 
 
 def efficientnet_layers(backbone: nn.Module, image: Tensor, name: str) -> list[Tensor]:
