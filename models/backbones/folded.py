@@ -48,14 +48,11 @@ class FoldedBlock:
     def __call__(self, x: Tensor) -> Tensor:
         y = x if self.expand is None else activate(self.block, self.expand(x))
         y = activate(self.block, self.depthwise(y))
-        if self.block.has_se:
-            y.mul_(self.gate(y.mean(dim=(2, 3), keepdim=True)))
+        if self.block.has_se:  # squeeze and excitation: a factor in 0..1 for each channel, B x C x 1 x 1
+            squeezed = self.block._se_reduce(y.mean(dim=(2, 3), keepdim=True))
+            y.mul_(self.block._se_expand(F.silu(squeezed)).sigmoid())
         y = self.project(y)
         return y.add_(x) if self.residual else y
-
-    def gate(self, mean: Tensor) -> Tensor:
-        """Squeeze and excitation: a factor in 0..1 for each channel, from the channels' means. Both are BxCx1x1."""
-        return self.block._se_expand(F.silu(self.block._se_reduce(mean))).sigmoid()
 
 
 class FoldedEfficientNet:

@@ -49,8 +49,15 @@ def load_pretrained(backbone: nn.Module, name: str, pretrained_model: str = "") 
     """
     path = Path(pretrained_model or BUNDLED_FILES.get(name) or cached_download(name, URLS[name]))
     state_dict = read_weights(path)
-    if problems := "; ".join(_misfits(backbone.state_dict(), state_dict)):
-        raise UserError(f"{path} does not hold the weights of {name} ({problems}): give the right file in pretrained_model")
+    wanted = backbone.state_dict()
+    counts = {key: count for key, count in wanted.items() if key.endswith("num_batches_tracked")}  # older files have none
+    problems = [
+        f"{kind}: {', '.join(keys[:3])}" + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
+        for kind, keys in misfits(wanted, counts | state_dict).items()
+    ]
+    if problems:
+        what = "; ".join(problems)
+        raise UserError(f"{path} does not hold the weights of {name} ({what}): give the right file in pretrained_model")
     backbone.load_state_dict(state_dict, strict=False)
 
 
@@ -76,21 +83,18 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return {key.removeprefix("module."): tensor for key, tensor in content.items()}
 
 
-def _misfits(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> Iterator[str]:
-    """A text for each kind of difference between the tensors `given` and those `wanted`."""
-    for problem, keys in {
-        # files older than PyTorch 0.4.1 have no count of batches, and nothing reads it
-        "missing": [key for key in wanted if key not in given and not key.endswith("num_batches_tracked")],
-        "unexpected": [key for key in given if key not in wanted],
+def misfits(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> dict[str, list[str]]:
+    """The names of the tensors `given` that are not as `wanted`, by kind of difference."""
+    kinds = {
+        "missing": [name for name in wanted if name not in given],
+        "unexpected": [name for name in given if name not in wanted],
         "of another shape": [
-            f"{key} {list(given[key].shape)} for {list(tensor.shape)}"
-            for key, tensor in wanted.items()
-            if key in given and given[key].shape != tensor.shape
+            f"{name} {list(given[name].shape)} for {list(tensor.shape)}"
+            for name, tensor in wanted.items()
+            if name in given and given[name].shape != tensor.shape
         ],
-    }.items():
-        if keys:
-            more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
-            yield f"{problem}: {', '.join(keys[:3])}{more}"
+    }
+    return {kind: names for kind, names in kinds.items() if names}
 
 
 def cached_download(name: str, url: str, file_name: str = "", offline: bool = False) -> Path:
