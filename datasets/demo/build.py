@@ -130,7 +130,7 @@ def draw_item(item: Item, seed: int) -> tuple[np.ndarray, np.ndarray | None]:
 def build_demo(out: Path, seed: int = 0, train: int = 40, good: int = 15, defective: int = 25) -> bool:
     """Make the set in folder `out`, completely or not at all; False if it exists already. Counts are per class.
 
-    UserError if `out` holds anything else, including an incomplete or different demo set, or cannot be written.
+    UserError if `out` holds anything else, or cannot be written.
     """
     if seed < 0:
         raise UserError(f"the seed is {seed}; it must be 0 or more")

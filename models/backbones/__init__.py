@@ -13,11 +13,9 @@ from models.backbones.timm_models import build_timm
 
 
 def build_backbone(name: str, pretrained: bool, outlayers: Sequence[int], pretrained_model: str = "") -> nn.Module:
-    """The backbone `name` of SPECS, giving the features of `outlayers` in that order.
+    """The backbone `name` of SPECS, whose `outplanes` and `outstrides` are the channels and strides of its `outlayers`.
 
-    Its attributes `outplanes` and `outstrides` are the channels and stride of each feature map.
-    pretrained: load ImageNet weights, from the file `pretrained_model` if given.
-    Raises UserError for a layer that it lacks and for weights that are not available.
+    pretrained: load ImageNet weights, from the file `pretrained_model` if given. UserError for layers or weights that it lacks.
     """
     backbone = (EfficientNet if name.startswith("efficientnet") else ResNet)(name, outlayers)
     if pretrained:

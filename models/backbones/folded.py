@@ -1,7 +1,6 @@
 """Inference-only EfficientNet with batch norms folded into convolutions, which also do the padding.
 
-It has no parameters of its own, so the state_dict keeps its names. Folded weights are computed when first needed, and again
-after the modules' weights were loaded, trained or moved.
+It has no parameters of its own. Folded weights are made when needed, and again after the modules' weights have changed.
 """
 
 import torch

@@ -42,10 +42,9 @@ STALL_SECONDS = 30  # a server that sends nothing for this long has failed
 
 
 def load_pretrained(backbone: nn.Module, name: str, pretrained_model: str = "") -> None:
-    """Load ImageNet weights into `backbone`, the backbone `name`.
+    """Load ImageNet weights into `backbone`, the backbone `name`. UserError if there are none or they do not fit.
 
     Sources in order: the file `pretrained_model` if given, an installed package, torch hub's cache, a download into that cache.
-    Raises UserError if none has them or the weights do not fit.
     """
     path = Path(pretrained_model or BUNDLED_FILES.get(name) or cached_download(name, URLS[name]))
     state_dict = read_weights(path)
@@ -62,9 +61,9 @@ def load_pretrained(backbone: nn.Module, name: str, pretrained_model: str = "") 
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The state_dict in a file, itself or under the key `state_dict`. A prefix `module.` of names is dropped.
+    """The state_dict in a file, itself or under the key `state_dict`, without a prefix `module.`; its code is never run.
 
-    Code in the file is never run. Raises UserError if the file is missing, truncated or contains anything else.
+    Raises UserError if the file is missing, truncated or contains anything else.
     """
     if not path.is_file():
         raise UserError(f"{path}: no such file of weights: correct pretrained_model")
@@ -98,10 +97,9 @@ def misfits(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> dict[s
 
 
 def cached_download(name: str, url: str, file_name: str = "", offline: bool = False) -> Path:
-    """The file in torch hub's cache, downloaded if it is not there. Safe with concurrent processes.
+    """The file in torch hub's cache, downloaded if it is not there; UserError if it is not available. Safe in many processes.
 
     name: the backbone, for messages. file_name: in the cache; if empty, the one in the URL. offline: do not try to download.
-    Raises UserError if it is not available.
     """
     path = Path(torch.hub.get_dir(), "checkpoints", file_name or url.rsplit("/", 1)[-1])
     if path.exists():

@@ -10,10 +10,7 @@ from models.backbones.specs import layer_outputs
 
 
 class ResNet(nn.Module):
-    """ResNet 18 ... 101 and Wide ResNet 50-2.
-
-    Parameters keep torchvision's names, classifier included. The classifier and layers after the last outlayer never run.
-    """
+    """ResNet 18 ... 101 and Wide ResNet 50-2, with torchvision's parameter names. What follows the last outlayer never runs."""
 
     def __init__(self, name: str, outlayers: Sequence[int]) -> None:
         super().__init__()

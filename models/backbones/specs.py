@@ -36,10 +36,7 @@ SPECS: dict[str, BackboneSpec] = {
 
 
 def layer_outputs(name: str, outlayers: Sequence[int]) -> tuple[list[int], list[int]]:
-    """Channels and strides of the backbone `name` at `outlayers`, in that order.
-
-    Raises UserError for an empty list and for a layer that the backbone does not have.
-    """
+    """Channels and strides of the backbone `name` at `outlayers`, in that order. UserError for no layer, or one that it lacks."""
     spec = SPECS[name]
     layers = list(range(1, len(spec.strides) + 1))
     if not outlayers:

@@ -52,11 +52,10 @@ def benchmark_config(config: EasyDict) -> dict[str, Any]:
 
 
 def measure_speed(config: dict[str, Any], tasks: Sequence[str] = tuple(TASKS), rounds: int = 7) -> dict[str, Any]:
-    """Measure a `benchmark_config` with random images, on the first GPU or else the CPU.
+    """Measure a `benchmark_config` with random images on the first GPU, or else the CPU: `describe`, then numbers by task.
 
-    A training step of the plain reference starts from images, ours from cached features. Returns, ready for JSON, the keys of
-    `describe` and {task: {precision: numbers}}. of_limit is a fraction of the speed at which all multiply-adds of the task would
-    be one large matrix product in that precision.
+    A training step of the plain reference starts from images, ours from cached features. of_limit is a fraction of the speed at
+    which all multiply-adds of the task would be one large matrix product in that precision.
     """
     report = in_fresh_process(describe, config)
     for task in tqdm(tasks, desc="benchmark", leave=False, disable=None):

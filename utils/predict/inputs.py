@@ -46,8 +46,7 @@ class Inputs:
 def find_inputs(given: Sequence[str], out: str | Path) -> Inputs:
     """Find the images of files, folders (with subfolders), patterns such as "a/**/*.png", or the number of a camera.
 
-    The content of `out` is left out. A link to an image counts as an image and keeps its name. Raises UserError for a camera
-    together with something else.
+    The content of `out` is left out. Links to images keep their names. UserError for a camera together with something else.
     """
     found, roots, out = Inputs(), [], Path(os.path.abspath(out))
     for text in given:
@@ -114,10 +113,7 @@ def items(inputs: Inputs, folder: Path | None, done: Collection[str], frames: in
 
 
 def frame_items(source: str | int, name: str, first: int, done: Collection[str]) -> Iterator[Item]:
-    """The frames of a video or a camera, numbered from `first`, without those in `done`.
-
-    The last item fails if there was no frame, or if a camera stopped by itself.
-    """
+    """The frames from `first` that are not in `done`. The last item fails if there was none, or if a camera stopped."""
     is_camera, number = isinstance(source, int), first
     try:
         capture = cv2.VideoCapture(source)

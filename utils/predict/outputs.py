@@ -39,10 +39,9 @@ class Output:
     """The folder of a prediction. `done`: the files that have a score; `folder`: their names are relative to it."""
 
     def __init__(self, out: str | Path, settings: dict[str, Any]) -> None:
-        """Start the folder or continue it, without a line that was cut.
+        """Start the folder or continue it, without a line that was cut. UserError if it was started with other settings.
 
-        settings: a value for each of LABELS; predict.json holds other entries too. Raises UserError if the folder was started
-        with other settings.
+        settings: a value for each of LABELS; predict.json holds other entries too.
         """
         self.out = Path(out)
         self.format: str = settings["format"]

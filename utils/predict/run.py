@@ -37,8 +37,7 @@ class Options:
 def predict_into(out: str | Path, checkpoint: str | Path, predictor: Predictor, given: Sequence[str], options: Options) -> str:
     """Predict the inputs `given` (see find_inputs) that have no score in the folder `out` yet; returns a summary in words.
 
-    checkpoint: the predictor's file. A picture and a map are written before the image's line. Raises UserError if no image
-    has a score in the end.
+    checkpoint: the predictor's file. Raises UserError if no image has a score in the end.
     """
     inputs = find_inputs(given, out)
     settings = {

@@ -93,10 +93,7 @@ def is_sound(path: str | Path) -> bool:
 
 
 def find_start(saver: dict[str, Any], overwrite: bool) -> Path | None:
-    """The checkpoint to resume, None for a new run; `saver` is the configuration's section.
-
-    Raises UserError if a new run would overwrite checkpoints without --overwrite.
-    """
+    """The checkpoint to resume, None for a new run. UserError if that would overwrite checkpoints without --overwrite."""
     folder = Path(saver["save_dir"])
     if overwrite:
         if saver["resume_model"]:
@@ -115,10 +112,7 @@ def find_start(saver: dict[str, Any], overwrite: bool) -> Path | None:
 
 
 def newest_whole(folder: Path) -> Path | None:
-    """The newer readable one of the last two checkpoints, with a warning if that is not the last one.
-
-    None if neither exists. Raises UserError if no existing one can be read.
-    """
+    """The newer readable one of the last two checkpoints; None if neither exists, UserError if none can be read."""
     errors = []
     for path in (folder / LAST, folder / PREVIOUS):
         if not path.is_file():

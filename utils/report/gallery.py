@@ -87,10 +87,9 @@ def write_pictures(folder: Path, evaluation: Evaluation, data: ImageDataset, sco
 
 
 def draw(rgb: np.ndarray, mask: np.ndarray, normalised: np.ndarray) -> dict[str, bytes]:
-    """The encoded pictures of an image: "image", "map" and, unless it is empty, "mask".
+    """The encoded pictures of an image, of the map's size up to 256 pixels: "image", "map" and, unless it is empty, "mask".
 
-    rgb: hxwx3 uint8, of any size; mask: HxW of {0, 1}; normalised: HxW in 0..1, the anomaly map. Pictures have the map's size,
-    up to 256 pixels.
+    rgb: hxwx3 uint8, of any size; mask: HxW of {0, 1}; normalised: HxW in 0..1, the anomaly map.
     """
     small_map = shrink(normalised.astype(np.float32), LARGEST)
     small_mask = shrink(mask.astype(np.float32), LARGEST)
