@@ -54,21 +54,6 @@ class FoldedBlock:
         return y.add_(x) if self.residual else y
 
 
-class FoldedEfficientNet:
-    """Stem and blocks of `backbone` up to block `last`."""
-
-    def __init__(self, backbone: nn.Module, last: int) -> None:
-        self.backbone = backbone
-        self.stem = FoldedConv(backbone._conv_stem, backbone._bn0)
-        self.blocks = [FoldedBlock(block) for block in backbone._blocks[: last + 1]]
-
-    @torch.no_grad()
-    def __call__(self, image: Tensor) -> list[Tensor]:
-        """image: Bx3xHxW. Returns the output of every block."""
-        x = activate(self.backbone, self.stem(in_device_layout(image)))
-        return [x := block(x) for block in self.blocks]
-
-
 def in_device_layout(image: Tensor) -> Tensor:
     """On CPU, whose convolutions are fastest with it, the image in channels_last layout; elsewhere the image itself."""
     return image.contiguous(memory_format=torch.channels_last) if image.device.type == "cpu" else image

@@ -19,9 +19,10 @@ from utils.errors import UserError
 
 
 class TimmBackbone(nn.Module):
-    """A timm model with the outputs of `outlayers`, counted from 1: levels, finest first, or blocks of a ViT.
+    """A timm model with the outputs of `outlayers`, counted from 1. Layers after the last one do not run.
 
-    Layers after the last one do not run. Outputs of ViT blocks are not normalised and have no class or register tokens.
+    Layers are the levels of a multi-scale network, finest first, or the blocks of a ViT. Outputs of ViT blocks are not
+    normalised and have no class or register tokens.
     """
 
     def __init__(self, model: nn.Module, outlayers: Sequence[int], outplanes: list[int], outstrides: list[int]) -> None:
@@ -46,7 +47,8 @@ def build_timm(
     """The timm model `name`, with or without a weights tag, giving the features of `outlayers` in that order.
 
     pretrained: load weights from the file `pretrained_model` if given, else from the hub's cache, else by download.
-    input_size: (H, W) of the images; None: the model's own. UserError for what timm does not support and for missing weights.
+    input_size: (H, W) of the images, to which position embeddings are resampled; None: the model's own.
+    Raises UserError for a name, layer or size that timm does not support and for weights that are not available.
     """
     outplanes, outstrides = timm_outputs(name, outlayers, input_size)
     if pretrained:
@@ -57,9 +59,10 @@ def build_timm(
 
 
 def timm_outputs(name: str, outlayers: Sequence[int], input_size: Sequence[int] | None = None) -> tuple[list[int], list[int]]:
-    """Channels and strides of the timm model `name` at `outlayers`, in that order. Raises UserError as `build_timm` does.
+    """Channels and strides of the timm model `name` at `outlayers`, in that order.
 
-    Measured on the meta device, which computes shapes only: what timm declares is not exact for all models and sizes.
+    They are measured by a run on the meta device, which computes shapes only: what timm declares is not exact for all models
+    and sizes. Raises UserError as `build_timm` does.
     """
     height, width = input_size or _pretrained_cfg(name).input_size[-2:]
     try:
@@ -145,9 +148,10 @@ def _hub_file(name: str) -> Path:
 
 
 def _create_with_weights(name: str, input_size: Sequence[int] | None, path: Path) -> nn.Module:
-    """timm's model with the weights in the file, whose names timm converts. UserError, naming the file, if they do not fit.
+    """timm's model with the weights in the file. timm converts other projects' names and resamples position embeddings.
 
     All keys must match, except the classifier's, which are ignored, and for the few models whose own files timm does not check.
+    Raises UserError, which names the file, if they do not fit.
     """
     with torch.device("meta"):
         wanted = _create(name, input_size).state_dict()
