@@ -4,8 +4,7 @@ import logging
 import re
 import socket
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from http.client import HTTPException
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from safetensors.torch import load_file as load_safetensors
 from torch import Tensor, nn
 from torchvision.models import get_model_weights
 
+from models.backbones.specs import SPECS
 from utils.errors import UserError
 
 log = logging.getLogger("uniad")
@@ -32,10 +32,7 @@ BUNDLED_FILES: dict[str, str] = {
 # A file name ends with the first digits of the file's SHA-256: name-<digits>.pth
 URLS: dict[str, str] = {
     **{f"efficientnet_b{size}": url_map[f"efficientnet-b{size}"] for size in range(8)},
-    **{
-        name: get_model_weights(name).IMAGENET1K_V1.url
-        for name in ("resnet18", "resnet34", "resnet50", "resnet101", "wide_resnet50_2")
-    },
+    **{name: get_model_weights(name).IMAGENET1K_V1.url for name in SPECS if "resnet" in name},
 }
 
 STALL_SECONDS = 30  # a server that sends nothing for this long has failed
@@ -106,26 +103,19 @@ def cached_download(name: str, url: str, file_name: str = "", offline: bool = Fa
         return path
     log.info("downloading the weights of %s from %s", name, url)
     digits = re.search(r"-([0-9a-f]{8,})\.", url.rsplit("/", 1)[-1])
+    timeout_before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(STALL_SECONDS)
     try:
         if offline:
             raise OSError("offline")
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _network_timeout(STALL_SECONDS):
-            torch.hub.download_url_to_file(url, str(path), digits and digits.group(1), progress=sys.stderr.isatty())
+        torch.hub.download_url_to_file(url, str(path), digits and digits.group(1), progress=sys.stderr.isatty())
     except (OSError, HTTPException, RuntimeError) as error:  # no network, a full disk, a broken response, a wrong hash
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(
             f"{name}: the weights could not be downloaded from {url} ({reason}); "
             f"put that file at {path}, or anywhere and name it in pretrained_model"
         ) from error
-    return path
-
-
-@contextmanager
-def _network_timeout(seconds: float) -> Iterator[None]:
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(seconds)
-    try:
-        yield
     finally:
-        socket.setdefaulttimeout(before)
+        socket.setdefaulttimeout(timeout_before)
+    return path

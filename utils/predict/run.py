@@ -22,8 +22,6 @@ LISTED = 20  # images without a score that are named on the terminal; errors.csv
 
 @dataclass(frozen=True)
 class Options:
-    """How to predict."""
-
     threshold: float | None = None  # an image with a higher score is called defective; None: no decisions
     format: str = "csv"  # or jsonl
     batch_size: int = 8

@@ -107,7 +107,6 @@ def describe_lost_ranks(error: RuntimeError) -> str:
 
 
 def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """The batch with its tensors on `device`."""
     return {name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value for name, value in batch.items()}
 
 
@@ -139,7 +138,6 @@ def share_weights(network: nn.Module, process: Process) -> None:
 
 
 def barrier(process: Process) -> None:
-    """Wait until every process is here."""
     if process.world_size > 1:
         dist.barrier()
 
