@@ -93,10 +93,10 @@ def join(folders: Sequence[ResultFolder]) -> Results:
     return Results.of(folders[0].metrics.columns, rows)
 
 
-def deviation(numbers: Sequence[float]) -> float:
-    """The sample's (n - 1) of those that are not nan; nan of fewer than two."""
+def mean_std_count(numbers: Sequence[float]) -> tuple[float, float, int]:
+    """Of those that are not nan: their mean, the sample's deviation (n - 1; nan of fewer than two), and how many they are."""
     there = [number for number in numbers if not math.isnan(number)]
-    return float(np.std(there, ddof=1)) if len(there) > 1 else math.nan
+    return mean(there), float(np.std(there, ddof=1)) if len(there) > 1 else math.nan, len(there)
 
 
 def cells_of(summary: Summary) -> tuple[list[str], list[list[str]]]:
@@ -105,8 +105,8 @@ def cells_of(summary: Summary) -> tuple[list[str], list[list[str]]]:
 
 
 def format_numbers(numbers: Sequence[float]) -> str:
-    count, spread = sum(not math.isnan(number) for number in numbers), deviation(numbers)
-    text = f"{mean(numbers):.4f}" + ("" if math.isnan(spread) else f" ± {spread:.4f}")
+    average, spread, count = mean_std_count(numbers)
+    text = f"{average:.4f}" + ("" if math.isnan(spread) else f" ± {spread:.4f}")
     return text if count in (0, len(numbers)) else f"{text} ({count} of {len(numbers)})"
 
 
@@ -125,9 +125,8 @@ def format_json(summary: Summary) -> str:
     content = {}
     for clsname, row in summary.rows.items():
         for (name, kind), numbers in zip(summary.columns, row, strict=True):
-            count = sum(not math.isnan(number) for number in numbers)
-            entry = {"mean": mean(numbers), "std": deviation(numbers), "n": count}
-            content[f"{clsname}_{name}_{kind}"] = without_nan(entry)
+            entry = zip(("mean", "std", "n"), mean_std_count(numbers), strict=True)
+            content[f"{clsname}_{name}_{kind}"] = without_nan(dict(entry))
     return json.dumps(content, indent=1)
 
 
