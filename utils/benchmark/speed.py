@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -21,10 +22,11 @@ from utils.benchmark.plain import PlainNetwork
 from utils.benchmark.process import fresh_process, in_fresh_process
 from utils.config import to_plain
 from utils.errors import UserError
-from utils.process.distributed import choose_device
+from utils.process.distributed import Process, choose_device
 from utils.process.memory import keep_freed_memory, peak_megabytes
 from utils.process.precision import autocast
 from utils.training.optimizer import build_optimizer, trained_parameters
+from utils.training.trainer import Trainer
 
 TASKS = {"train_step": 8, "feature_extraction": 8, "inference": 8, "inference_batch_1": 1}  # images in a batch
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -162,27 +164,16 @@ def build_networks(net: Sequence[dict]) -> tuple[Network, PlainNetwork]:
 
 def training_step(
     config: dict[str, Any], network: nn.Module, inputs: dict[str, Tensor], dtype: torch.dtype
-) -> Callable[[], None]:
-    """One training step: forward under autocast to `dtype`, loss, backward, clipping, optimiser (plain: torch's default)."""
-    network.train()
-    parameters, trainer = trained_parameters(network), config["trainer"]
+) -> Callable[[], float]:
+    """One step of the trainer on `inputs`, with the network in `dtype`. The plain network has torch's default optimiser."""
+    settings, process = config["trainer"]["optimizer"], Process(device=choose_device(0))
     if isinstance(network, PlainNetwork):
-        optimizer = getattr(torch.optim, trainer["optimizer"]["type"])(parameters, **trainer["optimizer"]["kwargs"])
+        optimizer = getattr(torch.optim, settings["type"])(trained_parameters(network), **settings["kwargs"])
     else:
-        optimizer = build_optimizer(network, trainer["optimizer"])
-    criterion, device = Criterion(config["criterion"]), parameters[0].device
-
-    def step() -> None:
-        with autocast(device, dtype):
-            outputs = network(inputs)
-        loss = criterion(outputs)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        if trainer["clip_max_norm"]:
-            nn.utils.clip_grad_norm_(parameters, trainer["clip_max_norm"])
-        optimizer.step()
-
-    return step
+        optimizer = build_optimizer(network, settings)
+    trainer = Trainer(network.train(), Criterion(config["criterion"]), optimizer, None, config, process)  # needs no schedule
+    trainer.precision = dtype
+    return partial(trainer.train_step, inputs)
 
 
 def matrix_product_gflops(dtype: torch.dtype, device: torch.device, repeats: int = 5) -> float:
