@@ -130,7 +130,7 @@ def draw_item(item: Item, seed: int) -> tuple[np.ndarray, np.ndarray | None]:
 def build_demo(out: Path, seed: int = 0, train: int = 40, good: int = 15, defective: int = 25) -> bool:
     """Make the set in folder `out`, completely or not at all; False if it exists already. Counts are per class.
 
-    UserError if `out` holds anything else, including an incomplete or different demo set, or cannot be written.
+    UserError if `out` holds anything else, or cannot be written.
     """
     if seed < 0:
         raise UserError(f"the seed is {seed}; it must be 0 or more")
@@ -162,13 +162,11 @@ def write_set(folder: Path, wanted: list[Item], seed: int) -> None:
     """Write images, masks (0 or 255) and the two lists."""
     for item in tqdm(wanted, desc="demo set", unit="image", disable=None):
         image, mask = draw_item(item, seed)
-        write_png(folder / item.filename, cv2.cvtColor(image, cv2.COLOR_RGB2BGR))
+        pictures = {item.filename: image[..., ::-1]}  # BGR
         if mask is not None:
-            write_png(folder / item.maskname, mask.astype(np.uint8) * 255)
+            pictures[item.maskname] = mask * np.uint8(255)
+        for name, picture in pictures.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(cv2.imencode(".png", picture)[1].tobytes())
     for name, records in zip(("train.json", "test.json"), lists_from_tree(folder), strict=True):
         write_list(records, folder / name)
-
-
-def write_png(path: Path, picture: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(cv2.imencode(".png", picture)[1].tobytes())

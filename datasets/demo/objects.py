@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 
 from datasets.demo.flaws import Flaw, blob, crack, scratch, wander
-from datasets.demo.surface import Pose, Surface, box, cover, disc, lettering, noise, polygon, rounded, stick, stroke
+from datasets.demo.surface import Pose, Surface, box, cover, disc, lettering, noise, polygon, rounded, stroke
 from datasets.demo.textures import cut, photo
 
 APOTHEM, BORE, CREST = 80.0, 36.0, 47.0  # of the nut: middle to flat, inner and outer radius of the thread
@@ -77,7 +77,7 @@ def capsule(rng: np.random.Generator, flaw: Flaw | None) -> Surface:
     pose = Pose(rng.uniform(-7, 7), rng.uniform(-8, 8), rng.uniform(-0.1, 0.1), rng.uniform(0.95, 1.04))
     u, v = surface.local(pose)
     seam = np.float32(rng.uniform(-6, 6))
-    body, cap = stick(u, v, 62, 38), np.maximum(stick(u, v, 62, 39.5), seam - u)
+    body, cap = box(u, v, 100, 38, 38), np.maximum(box(u, v, 101.5, 39.5, 39.5), seam - u)
     shell = 1 + 0.02 * noise(rng, 14, octaves=3)[..., None]
     ochre = np.float32([0.80, 0.50, 0.15]) * (1 + rng.uniform(-0.05, 0.05)) * shell
     wine = np.float32([0.33, 0.09, 0.10]) * (1 + rng.uniform(-0.1, 0.1)) * shell
@@ -153,8 +153,7 @@ def wire(
         seat = Pose(seat.x + rng.normal(0, 0.5), seat.y + rng.normal(0, 0.5), 0, middle.zoom)
         polish, tilt = np.float32(rng.uniform(0.75, 1.1)), rng.normal(0, 0.12, 2).astype(np.float32)
         if number not in lost:
-            spot = surface.near(seat, 7)
-            u, v = spot.local(seat)
+            spot, u, v = surface.near(seat, 7)
             shape = disc(u, v, 5.5)
             facet = 23 * rounded(shape, 2) + tilt[0] * u + tilt[1] * v  # cut not quite square
             spot.lay(cover(shape), colour=np.float32([0.80, 0.47, 0.29]) * polish, height=facet, gloss=0.5)
@@ -195,14 +194,12 @@ def circuit(rng: np.random.Generator, flaw: Flaw | None) -> Surface:
     surface = Surface.flat(mask * glass[..., None], gloss=0.15)
     pose = Pose(rng.uniform(-3, 3), rng.uniform(-3, 3), rng.uniform(-0.03, 0.03), rng.uniform(1.1, 1.14))
     for track in TRACKS:
-        middles = [(p.x, p.y) for p in (pose.at(*point) for point in track)]
-        line = stroke(np.array(middles), 3.2)
+        corners = [pose.at(*point) for point in track]
+        line = stroke([(corner.x, corner.y) for corner in corners], 3.2)
         surface.lay(line * np.float32(0.8), colour=mask * np.float32([1.6, 1.45, 1.3]))
         surface.height += np.float32(0.5) * line
-        for end in (track[0], track[-1]):
-            via = pose.at(*end)
-            spot = surface.near(via, 6)
-            u, v = spot.local(via)
+        for via in (corners[0], corners[-1]):
+            spot, u, v = surface.near(via, 6)
             spot.lay(cover(disc(u, v, 4)), colour=(0.70, 0.66, 0.52), height=0.8, gloss=0.3)
             spot.lay(cover(disc(u, v, 1.8)), colour=(0.08, 0.08, 0.07), height=-1)
     for text, u, v, size in LABELS:
@@ -211,8 +208,7 @@ def circuit(rng: np.random.Generator, flaw: Flaw | None) -> Surface:
     for number, (kind, u, v, turn) in enumerate(PARTS):
         seat = pose.at(u, v, turn)
         tone, slack = rng.uniform(0.85, 1.15), rng.normal(0, 0.5, 2)
-        for side in (-1, 1):
-            pads(surface, seat, kind, side)
+        pads(surface, seat, kind)
         seat = seat.at(slack[0], slack[1], rng.normal(0, 0.02))
         if number == victim and flaw.kind == "missing":
             continue
@@ -225,23 +221,21 @@ def circuit(rng: np.random.Generator, flaw: Flaw | None) -> Surface:
     return surface
 
 
-def pads(surface: Surface, seat: Pose, kind: str, side: int) -> None:
-    """The solder under one end of a part."""
-    spot = surface.near(seat, 44)
-    u, v = spot.local(seat)
+def pads(surface: Surface, seat: Pose, kind: str) -> None:
+    """The solder under both ends of a part."""
+    spot, u, v = surface.near(seat, 44)
     if kind == "chip":
         rows = np.abs((v + 24.5) % 7 - 3.5)
-        shape = np.maximum(box(u - 30 * side, v, 5.5, 26), rows - 2.2)
+        shape = np.maximum(box(np.abs(u) - 30, v, 5.5, 26), rows - 2.2)
     else:
         reach, width = PADS[kind]
-        shape = box(u - reach * side, v, 4.5, width, 1)
+        shape = box(np.abs(u) - reach, v, 4.5, width, 1)
     spot.lay(cover(shape), colour=(0.66, 0.66, 0.64), height=0.6 + 1.2 * rounded(shape, 3), gloss=0.5)
 
 
 def component(surface: Surface, seat: Pose, kind: str, tone: np.float32) -> None:
     """The body of a part; `tone` scales its colour."""
-    spot = surface.near(seat, 44)
-    u, v = spot.local(seat)
+    spot, u, v = surface.near(seat, 44)
     if kind == "chip":
         legs = np.maximum(box(u, v, 34, 26), np.abs((v + 24.5) % 7 - 3.5) - 1.3)
         spot.lay(cover(legs), colour=(0.72, 0.72, 0.72), height=3, gloss=0.5)

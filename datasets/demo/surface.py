@@ -15,7 +15,6 @@ GRID = 384  # side of the grid it is drawn on
 STEP = SIZE / GRID
 
 Colour = Sequence[float] | np.ndarray
-Height = float | np.ndarray
 
 
 @dataclass(frozen=True)
@@ -51,12 +50,13 @@ class Surface:
         colour = np.broadcast_to(np.asarray(albedo, np.float32), (GRID, GRID, 3)).copy()
         return cls(x, y, colour, np.zeros_like(x), np.full_like(x, gloss))
 
-    def near(self, pose: Pose, reach: float) -> "Surface":
-        """The window within `reach` of a pose's centre. It shares memory with this surface, so drawing on it draws here."""
+    def near(self, pose: Pose, reach: float) -> tuple["Surface", np.ndarray, np.ndarray]:
+        """The window within `reach` of a pose's centre, on which drawing draws here, and its coordinates in the pose's frame."""
         low = [int(np.clip((c - reach * pose.zoom) / STEP + GRID / 2, 0, GRID)) for c in (pose.x, pose.y)]
         high = [int(np.clip((c + reach * pose.zoom) / STEP + GRID / 2 + 1, 0, GRID)) for c in (pose.x, pose.y)]
         window = np.s_[low[1] : high[1], low[0] : high[0]]
-        return Surface(self.x[window], self.y[window], self.albedo[window], self.height[window], self.gloss[window])
+        spot = Surface(self.x[window], self.y[window], self.albedo[window], self.height[window], self.gloss[window])
+        return spot, *spot.local(pose)
 
     def local(self, pose: Pose) -> tuple[np.ndarray, np.ndarray]:
         """Coordinates of every pixel in the frame of a pose."""
@@ -132,10 +132,6 @@ def polygon(u: np.ndarray, v: np.ndarray, inradius: float, sides: int) -> np.nda
     sector = np.float32(2 * np.pi / sides)
     angle = (np.arctan2(v, u) + sector / 2) % sector - sector / 2
     return np.sqrt(u * u + v * v) * np.cos(angle) - np.float32(inradius)
-
-
-def stick(u: np.ndarray, v: np.ndarray, half_length: float, radius: float) -> np.ndarray:
-    return np.hypot(np.maximum(np.abs(u) - np.float32(half_length), 0), v) - np.float32(radius)
 
 
 def cover(distance: np.ndarray, soft: float = 1.0) -> np.ndarray:

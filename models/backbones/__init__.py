@@ -5,7 +5,7 @@ from functools import partial
 
 from torch import nn
 
-from models.backbones.efficientnet import EfficientNet, EfficientNetLite
+from models.backbones.efficientnet import EfficientNet
 from models.backbones.pretrained import load_pretrained
 from models.backbones.resnet import ResNet
 from models.backbones.specs import SPECS
@@ -13,18 +13,11 @@ from models.backbones.timm_models import build_timm
 
 
 def build_backbone(name: str, pretrained: bool, outlayers: Sequence[int], pretrained_model: str = "") -> nn.Module:
-    """The backbone `name` of SPECS, giving the features of `outlayers` in that order.
+    """The backbone `name` of SPECS, whose `outplanes` and `outstrides` are the channels and strides of its `outlayers`.
 
-    Its attributes `outplanes` and `outstrides` are the channels and stride of each feature map.
-    pretrained: load ImageNet weights, from the file `pretrained_model` if given.
-    Raises UserError for a layer that it lacks and for weights that are not available.
+    pretrained: load ImageNet weights, from the file `pretrained_model` if given. UserError for layers or weights that it lacks.
     """
-    if name.startswith("efficientnet_lite"):
-        backbone = EfficientNetLite(name, outlayers)
-    elif name.startswith("efficientnet"):
-        backbone = EfficientNet(name, outlayers)
-    else:
-        backbone = ResNet(name, outlayers)
+    backbone = (EfficientNet if name.startswith("efficientnet") else ResNet)(name, outlayers)
     if pretrained:
         load_pretrained(backbone, name, pretrained_model)
     return backbone

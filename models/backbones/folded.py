@@ -1,7 +1,6 @@
 """Inference-only EfficientNet with batch norms folded into convolutions, which also do the padding.
 
-It has no parameters of its own, so the state_dict keeps its names. Folded weights are computed when first needed, and again
-after the modules' weights were loaded, trained or moved.
+It has no parameters of its own. Folded weights are made when needed, and again after the modules' weights have changed.
 """
 
 import torch
@@ -48,29 +47,11 @@ class FoldedBlock:
     def __call__(self, x: Tensor) -> Tensor:
         y = x if self.expand is None else activate(self.block, self.expand(x))
         y = activate(self.block, self.depthwise(y))
-        if self.block.has_se:
-            y.mul_(self.gate(y.mean(dim=(2, 3), keepdim=True)))
+        if self.block.has_se:  # squeeze and excitation: a factor in 0..1 for each channel, B x C x 1 x 1
+            squeezed = self.block._se_reduce(y.mean(dim=(2, 3), keepdim=True))
+            y.mul_(self.block._se_expand(F.silu(squeezed)).sigmoid())
         y = self.project(y)
         return y.add_(x) if self.residual else y
-
-    def gate(self, mean: Tensor) -> Tensor:
-        """Squeeze and excitation: a factor in 0..1 for each channel, from the channels' means. Both are BxCx1x1."""
-        return self.block._se_expand(F.silu(self.block._se_reduce(mean))).sigmoid()
-
-
-class FoldedEfficientNet:
-    """Stem and blocks of `backbone` up to block `last`."""
-
-    def __init__(self, backbone: nn.Module, last: int) -> None:
-        self.backbone = backbone
-        self.stem = FoldedConv(backbone._conv_stem, backbone._bn0)
-        self.blocks = [FoldedBlock(block) for block in backbone._blocks[: last + 1]]
-
-    @torch.no_grad()
-    def __call__(self, image: Tensor) -> list[Tensor]:
-        """image: Bx3xHxW. Returns the output of every block."""
-        x = activate(self.backbone, self.stem(in_device_layout(image)))
-        return [x := block(x) for block in self.blocks]
 
 
 def in_device_layout(image: Tensor) -> Tensor:

@@ -196,9 +196,10 @@ def test_a_named_file_wins_over_bundled_weights(tmp_path):
 def test_bundled_weights_recognise_a_cat(cache, name):
     cat = torch.from_numpy(skimage.data.chelsea()).permute(2, 0, 1)[None].float()
     cat = torch.nn.functional.interpolate(cat[..., 75:375], (224, 224), mode="bilinear", antialias=True)
-    backbone = load(name=name).eval()
+    network = efficientnet_lite_pytorch.EfficientNet.from_name(name.replace("_", "-")).eval()
+    network.load_state_dict(load(name=name).state_dict())
     with torch.no_grad():
-        scores = efficientnet_lite_pytorch.EfficientNet.forward(backbone, (cat - 127) / 128)
+        scores = network((cat - 127) / 128)
     assert scores.argmax().item() in range(281, 286)  # ImageNet's five domestic cats
     assert not any(cache.iterdir())  # nothing was downloaded
 

@@ -1,9 +1,7 @@
 """Speed and memory of the seven metrics on random maps, compared with scikit-learn and a loop over thresholds."""
 
-import json
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -25,28 +23,16 @@ THRESHOLDS = 200  # in the loop that usually approximates the per-region overlap
 Counts = Mapping[str, Mapping[str, Mapping[str, int]]]  # number of images by class, split (only "test" is read) and kind
 
 
-def mvtec_counts() -> Counts:
-    """Those of MVTec-AD: 1,725 test images of 15 classes."""
-    return json.loads((Path(__file__).resolve().parents[2] / "data/MVTec-AD/counts.json").read_text(encoding="utf-8"))
-
-
 def measure_metrics(counts: Counts) -> dict[str, Any]:
-    """Time both sides, each in its own process, on as many 224x224 maps as `counts` says.
+    """Time both sides, each in its own process, on as many 224x224 maps as `counts` says. Returns numbers, ready for JSON.
 
-    Returns, ready for JSON: maps, classes, pixels; seconds and reference_seconds (the sum of sklearn_seconds and loop_seconds);
-    ratio; peak_mb and reference_peak_mb, maps and masks included; difference, the largest in any metric of any class.
+    peak_mb and reference_peak_mb include maps and masks; difference is the largest in any metric of any class.
     """
     results, ours = in_fresh_process(run_ours, counts)
-    expected, reference_seconds, reference_peak = in_fresh_process(run_reference, counts)
-    return {
-        **ours,
-        "reference_seconds": sum(reference_seconds),
-        "sklearn_seconds": reference_seconds[0],
-        "loop_seconds": reference_seconds[1],
-        "ratio": sum(reference_seconds) / ours["seconds"],
-        "reference_peak_mb": reference_peak,
-        "difference": float(max(abs(results[key] - value) for key, value in expected.items())),
-    }
+    expected, theirs = in_fresh_process(run_reference, counts)
+    seconds = theirs["sklearn_seconds"] + theirs["loop_seconds"]
+    difference = float(max(abs(results[key] - value) for key, value in expected.items()))
+    return ours | theirs | {"reference_seconds": seconds, "ratio": seconds / ours["seconds"], "difference": difference}
 
 
 def run_ours(counts: Counts) -> tuple[dict[str, float], dict[str, Any]]:
@@ -58,18 +44,12 @@ def run_ours(counts: Counts) -> tuple[dict[str, float], dict[str, Any]]:
         start = time.perf_counter()
         results = evaluate_maps(maps, masks, labels, clsnames, SEVEN_METRICS)
         times.append(time.perf_counter() - start)
-    measured = {
-        "maps": len(maps),
-        "classes": len(set(clsnames.tolist())),
-        "pixels": maps.size,
-        "seconds": median(times),
-        "peak_mb": peak_megabytes(),
-    }
-    return results, measured
+    counted = {"maps": len(maps), "classes": len(set(clsnames.tolist())), "pixels": maps.size}
+    return results, {**counted, "seconds": median(times), "peak_mb": peak_megabytes()}
 
 
-def run_reference(counts: Counts) -> tuple[dict[str, float], tuple[float, float], float]:
-    """The same results for each class; seconds of scikit-learn and of the PRO loop; peak memory in 10⁶ bytes."""
+def run_reference(counts: Counts) -> tuple[dict[str, float], dict[str, float]]:
+    """The same results for each class, and what was measured."""
     maps, masks, labels, clsnames = make_test_set(counts)
     expected, seconds = {}, np.zeros(2)
     for clsname in sorted(set(clsnames.tolist())):
@@ -77,7 +57,9 @@ def run_reference(counts: Counts) -> tuple[dict[str, float], tuple[float, float]
         values, class_seconds = reference(maps[chosen], masks[chosen], labels[chosen])
         expected |= {f"{clsname}_{key}": value for key, value in values.items()}
         seconds += class_seconds
-    return expected, tuple(seconds.tolist()), peak_megabytes()
+    sklearn_seconds, loop_seconds = seconds.tolist()
+    measured = {"sklearn_seconds": sklearn_seconds, "loop_seconds": loop_seconds, "reference_peak_mb": peak_megabytes()}
+    return expected, measured
 
 
 def make_test_set(counts: Counts) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

@@ -1,24 +1,21 @@
-"""The plain reference that speed is measured against: the network as the published code runs it.
+"""The plain reference that speed is measured against: the network as the published code runs it, without measures for speed.
 
-It is our model with every measure for speed undone. The backbone is the package's own, runs all blocks, head and classifier,
-and takes images in NCHW. The transformer uses nn.MultiheadAttention, which returns its weights, and nn.Dropout, repeats the
-queries for every image and keeps tokens before the batch. The neighbour mask is built by loops in each forward, and the
-anomaly map is computed in training too. Parameters are named as in the model, so its state_dicts load here.
+The backbone runs all blocks, head and classifier. The transformer uses PyTorch's own attention and dropout, and repeats the
+queries for every image. Each forward builds the neighbour mask by loops. Parameters are named as in the model.
 """
 
-import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
-import efficientnet_lite_pytorch
-import efficientnet_pytorch
 import torch
 import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
+from models.backbones.efficientnet import package_network
 from models.backbones.specs import SPECS
-from models.reconstructions.transformer import DecoderLayer, EncoderLayer
+from models.reconstructions.transformer import DecoderLayer
 from models.reconstructions.uniad import UniAD, anomaly_map, jitter
 
 
@@ -27,10 +24,13 @@ class PlainNetwork(nn.Module):
 
     def __init__(self, net: Sequence[dict]) -> None:
         super().__init__()
-        backbone, neck, reconstruction = net
-        self.name, self.outlayers = backbone["type"].rsplit(".")[-1], backbone["kwargs"]["outlayers"]
+        subnet, neck, reconstruction = net
+        self.name, self.outlayers = subnet["type"].rsplit(".")[-1], subnet["kwargs"]["outlayers"]
         (self.stride,) = neck["kwargs"]["outstrides"]
-        self.backbone = build_backbone(self.name).requires_grad_(False)
+        is_efficientnet = self.name.startswith("efficientnet")
+        self.layers = efficientnet_layers if is_efficientnet else resnet_layers
+        backbone = package_network(self.name) if is_efficientnet else torchvision.models.get_model(self.name)
+        self.backbone = backbone.requires_grad_(False)
         self.reconstruction = PlainUniAD(**reconstruction["kwargs"])
 
     def train(self, mode: bool = True) -> "PlainNetwork":
@@ -38,24 +38,17 @@ class PlainNetwork(nn.Module):
         self.backbone.eval()
         return self
 
-    def extract(self, image: Tensor) -> Tensor:
-        """image: B x 3 x H x W. Returns the aligned features, B x C x h x w."""
-        layers = efficientnet_layers if self.name.startswith("efficientnet") else resnet_layers
-        features = layers(self.backbone, image, self.name)
+    def extract(self, inputs: dict[str, Tensor]) -> Tensor:
+        """{"image": B x 3 x H x W} -> the aligned features, B x C x h x w."""
+        image = inputs["image"]
+        features = self.layers(self.backbone, image, self.name)
         size = [side // self.stride for side in image.shape[2:]]
         aligned = [F.interpolate(features[layer - 1], size, mode="bilinear", align_corners=True) for layer in self.outlayers]
         return torch.cat(aligned, dim=1)
 
     def forward(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """{"image": B x 3 x H x W} -> feature_rec, feature_align and pred."""
-        return self.reconstruction({"feature_align": self.extract(inputs["image"])})
-
-
-def build_backbone(name: str) -> nn.Module:
-    if not name.startswith("efficientnet"):
-        return getattr(torchvision.models, name)()
-    package = efficientnet_lite_pytorch if "lite" in name else efficientnet_pytorch
-    return package.EfficientNet(*package.get_model_params(name.replace("_", "-"), None))
+        return self.reconstruction({"feature_align": self.extract(inputs)})
 
 
 def efficientnet_layers(backbone: nn.Module, image: Tensor, name: str) -> list[Tensor]:
@@ -74,21 +67,18 @@ def resnet_layers(backbone: nn.Module, image: Tensor, name: str) -> list[Tensor]
     return outputs
 
 
-LAYER_ARGUMENTS = ("hidden_dim", "nhead", "dim_feedforward", "dropout", "activation", "normalize_before")
-
-
 class PlainUniAD(UniAD):
     """UniAD with plain layers on tokens HW x B x D."""
 
     def __init__(self, feature_size: tuple[int, int], neighbor_mask: dict | None, **kwargs: Any) -> None:
         super().__init__(feature_size=feature_size, neighbor_mask=neighbor_mask, **kwargs)
         self.feature_size, self.neighbor_mask = feature_size, neighbor_mask
-        encoder, decoder = self.transformer.encoder, self.transformer.decoder
-        settings = {name: kwargs[name] for name in LAYER_ARGUMENTS}
-        layers = (PlainDecoderLayer(math.prod(feature_size), **settings) for _ in decoder.layers)
-        decoder.layers = nn.ModuleList(layers)
-        for layer in [*encoder.layers, *decoder.layers]:
-            use_plain_modules(layer, **settings)
+        for layer in [*self.transformer.encoder.layers, *self.transformer.decoder.layers]:
+            layer.self_attn = PlainAttention(kwargs["hidden_dim"], kwargs["nhead"], dropout=kwargs["dropout"])
+            if isinstance(layer, DecoderLayer):
+                layer.multihead_attn = PlainAttention(kwargs["hidden_dim"], kwargs["nhead"], dropout=kwargs["dropout"])
+                layer.queries = partial(repeated_queries, layer.learned_embed)
+            layer.dropout = nn.Dropout(kwargs["dropout"])
 
     def forward(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         feature_align = inputs["feature_align"]  # B x C x h x w
@@ -119,15 +109,6 @@ class PlainAttention(nn.MultiheadAttention):
         return super().forward(query, key, value, attn_mask=mask)[0]
 
 
-class PlainDecoderLayer(DecoderLayer):
-    def queries(self, memory: Tensor) -> Tensor:
-        """memory: HW x B x D. Returns the queries repeated for every image, HW x B x D."""
-        return self.learned_embed.weight.unsqueeze(1).repeat(1, memory.shape[1], 1)
-
-
-def use_plain_modules(layer: EncoderLayer | DecoderLayer, hidden_dim: int, nhead: int, dropout: float, **_: Any) -> None:
-    """Replace the attentions and dropouts of a layer by PyTorch's own."""
-    layer.self_attn = PlainAttention(hidden_dim, nhead, dropout=dropout)
-    if isinstance(layer, DecoderLayer):
-        layer.multihead_attn = PlainAttention(hidden_dim, nhead, dropout=dropout)
-    layer.dropout = nn.Dropout(dropout)
+def repeated_queries(learned_embed: nn.Embedding, memory: Tensor) -> Tensor:
+    """memory: HW x B x D. Returns the queries repeated for every image, HW x B x D."""
+    return learned_embed.weight.unsqueeze(1).repeat(1, memory.shape[1], 1)

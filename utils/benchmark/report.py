@@ -25,17 +25,15 @@ def format_report(report: dict[str, Any]) -> str:
         for precision, row in report.get(task, {}).items():
             lines.append(format_row(name, precision, row["images_per_s"], row["reference_images_per_s"], row))
     pixels = f"{metrics['pixels'] / 1e6:.1f} M pixels"
-    return "\n".join(
-        [
-            *lines,
-            "",
-            "seconds",
-            format_row("all seven metrics", pixels, metrics["seconds"], metrics["reference_seconds"], metrics),
-            f"  {metrics['maps']} maps, {metrics['classes']} classes, differences up to {metrics['difference']:.0e}",
-            f"  reference: scikit-learn, {metrics['sklearn_seconds']:.1f} s, "
-            f"and PRO at {THRESHOLDS} thresholds, {metrics['loop_seconds']:.1f} s",
-        ]
-    )
+    lines += [
+        "",
+        "seconds",
+        format_row("all seven metrics", pixels, metrics["seconds"], metrics["reference_seconds"], metrics),
+        f"  {metrics['maps']} maps, {metrics['classes']} classes, differences up to {metrics['difference']:.0e}",
+        f"  reference: scikit-learn, {metrics['sklearn_seconds']:.1f} s, "
+        f"and PRO at {THRESHOLDS} thresholds, {metrics['loop_seconds']:.1f} s",
+    ]
+    return "\n".join(lines)
 
 
 def format_row(name: str, kind: str, ours: float, reference: float, row: dict[str, Any]) -> str:

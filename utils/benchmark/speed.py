@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -21,10 +22,11 @@ from utils.benchmark.plain import PlainNetwork
 from utils.benchmark.process import fresh_process, in_fresh_process
 from utils.config import to_plain
 from utils.errors import UserError
-from utils.process.distributed import choose_device
+from utils.process.distributed import Process, choose_device
 from utils.process.memory import keep_freed_memory, peak_megabytes
 from utils.process.precision import autocast
 from utils.training.optimizer import build_optimizer, trained_parameters
+from utils.training.trainer import Trainer
 
 TASKS = {"train_step": 8, "feature_extraction": 8, "inference": 8, "inference_batch_1": 1}  # images in a batch
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -34,10 +36,7 @@ MATRIX = 2048  # side of the matrices whose product gives the machine's limit
 
 
 def benchmark_config(config: EasyDict) -> dict[str, Any]:
-    """The configuration to measure, as plain dicts. Its backbone starts at random, so nothing needs to be downloaded.
-
-    Raises UserError if the plain reference does not cover it, or if its backbone trains, which rules out cached features.
-    """
+    """The configuration to measure, as plain dicts, without pretrained weights. UserError if the plain reference lacks a part."""
     config = to_plain(config)
     backbone, neck, reconstruction, *more = config["net"]
     if reconstruction["type"] != "models.reconstructions.UniAD":
@@ -55,12 +54,10 @@ def benchmark_config(config: EasyDict) -> dict[str, Any]:
 
 
 def measure_speed(config: dict[str, Any], tasks: Sequence[str] = tuple(TASKS), rounds: int = 7) -> dict[str, Any]:
-    """Measure a `benchmark_config` with random images, on the first GPU or else the CPU.
+    """Measure a `benchmark_config` with random images on the first GPU, or else the CPU: `describe`, then numbers by task.
 
-    A training step of the plain reference starts from images, ours from cached features. Returns, ready for JSON,
-    {task: {precision: {images_per_s, reference_images_per_s, ratio, of_limit, peak_mb, reference_peak_mb}}} and the keys of
-    `describe`. of_limit: images_per_s as a fraction of what the task would reach if all its multiply-adds were one large
-    matrix product in that precision.
+    A training step of the plain reference starts from images, ours from cached features. of_limit is a fraction of the speed at
+    which all multiply-adds of the task would be one large matrix product in that precision.
     """
     report = in_fresh_process(describe, config)
     for task in tqdm(tasks, desc="benchmark", leave=False, disable=None):
@@ -81,34 +78,22 @@ def measure_speed(config: dict[str, Any], tasks: Sequence[str] = tuple(TASKS), r
 
 
 def describe(config: dict[str, Any]) -> dict[str, Any]:
-    """What is measured once for all tasks.
-
-    machine: device, threads, torch and gflops, the rate of a large matrix product in 10⁹ operations a second by precision;
-    map_difference: largest difference from the plain reference's anomaly map, as a fraction of that map's range, by precision;
-    multiply_adds: those of matrix products and convolutions for one image, by task.
-    """
+    """What is measured once for all tasks; the multiply-adds are those of one image."""
     device = choose_device(0)
-    machine = {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "gflops": {name: matrix_product_gflops(dtype, device) for name, dtype in PRECISIONS.items()},
-    }
     return {
-        "machine": machine,
+        "machine": {
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+            "gflops": {name: matrix_product_gflops(dtype, device) for name, dtype in PRECISIONS.items()},
+        },
         "map_difference": {name: map_difference(config, dtype) for name, dtype in PRECISIONS.items()},
         "multiply_adds": {task: count_multiply_adds(build_run(config, task, "float32")) / batch for task, batch in TASKS.items()},
     }
 
 
-# ---- timing
-
-
 def measure_task(config: dict[str, Any], task: str, rounds: int) -> dict[str, dict[str, float]]:
-    """{side: {seconds, peak_mb}}: seconds a batch, the median of `rounds`.
-
-    Each side has its own process, so peak_mb is its own. The sides take turns, so a change in the machine's pace meets all.
-    """
+    """{side: {seconds, peak_mb}}: seconds a batch, the median of `rounds`. The sides take turns, each in its own process."""
     with ExitStack() as stack:
         processes = {side: stack.enter_context(fresh_process(start_side, config, task, side)) for side in SIDES}
         turns = [{side: process.submit(time_side).result() for side, process in processes.items()} for _ in range(rounds + 1)]
@@ -142,9 +127,6 @@ def seconds_of(run: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - start
 
 
-# ---- what is timed
-
-
 def build_run(config: dict[str, Any], task: str, side: str) -> Callable[[], object]:
     """A function that runs the task on one batch of random images, as `side` does it."""
     torch.manual_seed(0)
@@ -154,12 +136,14 @@ def build_run(config: dict[str, Any], task: str, side: str) -> Callable[[], obje
     network = (plain if side == REFERENCE else ours).to(device)
     inputs = {"image": torch.randn(batch, 3, *config["dataset"]["input_size"], device=device)}
     if task == "train_step":
-        if side != REFERENCE:
+        if network is ours:
             kwargs = config["net"][-1]["kwargs"]
             inputs = {"feature_align": torch.randn(batch, *kwargs["inplanes"], *kwargs["feature_size"], device=device)}
-        return training_step(config, network, inputs, dtype, is_plain=side == REFERENCE)
+        return training_step(config, network, inputs, dtype)
     network.requires_grad_(False).eval()
-    forward = network if task.startswith("inference") else extraction(network)
+    backbone, neck, _ = ours.children()
+    extract = plain.extract if network is plain else nn.Sequential(backbone, neck)
+    forward = network if task.startswith("inference") else extract
 
     @torch.no_grad()
     def run() -> object:
@@ -178,40 +162,18 @@ def build_networks(net: Sequence[dict]) -> tuple[Network, PlainNetwork]:
     return ours, plain
 
 
-def extraction(network: Network | PlainNetwork) -> Callable[[dict[str, Tensor]], object]:
-    """From {"image"} to aligned features."""
-    if isinstance(network, PlainNetwork):
-        return lambda inputs: network.extract(inputs["image"])
-    backbone, neck, _ = network.children()
-    return lambda inputs: neck(backbone(inputs))
-
-
 def training_step(
-    config: dict[str, Any], network: nn.Module, inputs: dict[str, Tensor], dtype: torch.dtype, is_plain: bool
-) -> Callable[[], None]:
-    """One training step: forward under autocast to `dtype`, loss, backward, clipping, optimiser (plain: torch's default)."""
-    network.train()
-    parameters, trainer = trained_parameters(network), config["trainer"]
-    if is_plain:
-        optimizer = getattr(torch.optim, trainer["optimizer"]["type"])(parameters, **trainer["optimizer"]["kwargs"])
+    config: dict[str, Any], network: nn.Module, inputs: dict[str, Tensor], dtype: torch.dtype
+) -> Callable[[], float]:
+    """One step of the trainer on `inputs`, with the network in `dtype`. The plain network has torch's default optimiser."""
+    settings, process = config["trainer"]["optimizer"], Process(device=choose_device(0))
+    if isinstance(network, PlainNetwork):
+        optimizer = getattr(torch.optim, settings["type"])(trained_parameters(network), **settings["kwargs"])
     else:
-        optimizer = build_optimizer(network, trainer["optimizer"])
-    criterion, device = Criterion(config["criterion"]), parameters[0].device
-
-    def step() -> None:
-        with autocast(device, dtype):
-            outputs = network(inputs)
-        loss = criterion(outputs)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        if trainer["clip_max_norm"]:
-            nn.utils.clip_grad_norm_(parameters, trainer["clip_max_norm"])
-        optimizer.step()
-
-    return step
-
-
-# ---- what it is compared with
+        optimizer = build_optimizer(network, settings)
+    trainer = Trainer(network.train(), Criterion(config["criterion"]), optimizer, None, config, process)  # needs no schedule
+    trainer.precision = dtype
+    return partial(trainer.train_step, inputs)
 
 
 def matrix_product_gflops(dtype: torch.dtype, device: torch.device, repeats: int = 5) -> float:

@@ -1,8 +1,7 @@
 """A checkpoint as one file that other software runs, ONNX or TorchScript: image in, score and anomaly map out.
 
-Colour mode, normalisation, network, map and score are inside. Resizing is not: the network was trained with PIL's filter, which
-smooths what it shrinks and rounds to 8 bits, and no graph does exactly that. The caller resizes with PIL (`resample` in the
-metadata names the filter) or accepts other scores.
+Colour mode, normalisation, network, map and score are inside. Resizing is not: no graph does exactly what PIL's filter does,
+with which the network was trained. The metadata name the filter (`resample`).
 """
 
 import io
@@ -90,9 +89,8 @@ def export_checkpoint(
 ) -> str:
     """Write the checkpoint as `format`, a key of WRITERS, to `out`, by default beside it; returns a summary in words.
 
-    input: one of INPUTS. config: for a checkpoint without a configuration, the one it was trained with, or its file. The file's
-    outputs are compared with PyTorch's first. Raises UserError, and writes nothing, for a file that is not a checkpoint of a
-    network that makes anomaly maps, and if the outputs differ.
+    input: one of INPUTS. config: for a checkpoint without one, its configuration or file. Raises UserError, and writes nothing,
+    for a network that makes no anomaly maps, and if the file's outputs differ from PyTorch's.
     """
     if format not in WRITERS:
         raise UserError(f"--format '{format}' is unknown: use one of {', '.join(WRITERS)}")

@@ -16,6 +16,7 @@ from datasets.lists import IMAGE_EXTENSIONS
 from utils.errors import UserError
 
 VIDEO_EXTENSIONS = {".avi", ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv"}
+KNOWN_EXTENSIONS = IMAGE_EXTENSIONS | VIDEO_EXTENSIONS
 
 
 @dataclass(frozen=True)
@@ -35,16 +36,17 @@ class Inputs:
     camera: int | None = None
     missing: list[tuple[str, str]] = field(default_factory=list)  # inputs without an image, and why
 
-    def named(self, folder: Path | None) -> dict[str, Path]:
-        """The paths by their names relative to `folder`."""
+    def named(self, folder: Path | None) -> dict[str, Path | int]:
+        """The paths by their names relative to `folder`, or the camera by its name."""
+        if self.camera is not None:
+            return {f"camera{self.camera}": self.camera}
         return {path.relative_to(folder).as_posix(): path for path in self.paths}
 
 
 def find_inputs(given: Sequence[str], out: str | Path) -> Inputs:
     """Find the images of files, folders (with subfolders), patterns such as "a/**/*.png", or the number of a camera.
 
-    The content of `out` is left out. A link to an image counts as an image and keeps its name. Raises UserError for a camera
-    together with something else.
+    The content of `out` is left out. Links to images keep their names. UserError for a camera together with something else.
     """
     found, roots, out = Inputs(), [], Path(os.path.abspath(out))
     for text in given:
@@ -82,7 +84,7 @@ def walk(folder: Path, out: Path) -> list[Path]:
     for current, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith(".") and Path(current, name) != out)
         paths += [Path(current, name) for name in sorted(files) if not name.startswith(".")]
-    return [path for path in paths if has_extension(path, IMAGE_EXTENSIONS | VIDEO_EXTENSIONS)]
+    return [path for path in paths if path.suffix.lower() in KNOWN_EXTENSIONS]
 
 
 def match(pattern: Path, out: Path) -> tuple[Path, list[Path]]:
@@ -90,13 +92,9 @@ def match(pattern: Path, out: Path) -> tuple[Path, list[Path]]:
     root = pattern
     while glob.has_magic(str(root)):
         root = root.parent
-    paths = map(Path, sorted(glob.glob(str(pattern), recursive=True)))
-    known = IMAGE_EXTENSIONS | VIDEO_EXTENSIONS
-    return root, [path for path in paths if has_extension(path, known) and path.is_file() and out not in path.parents]
-
-
-def has_extension(path: Path, extensions: Collection[str]) -> bool:
-    return path.suffix.lower() in extensions
+    paths = [Path(name) for name in sorted(glob.glob(str(pattern), recursive=True))]
+    known = [path for path in paths if path.suffix.lower() in KNOWN_EXTENSIONS]
+    return root, [path for path in known if path.is_file() and out not in path.parents]
 
 
 def items(inputs: Inputs, folder: Path | None, done: Collection[str], frames: int | None) -> Iterator[Item]:
@@ -104,27 +102,23 @@ def items(inputs: Inputs, folder: Path | None, done: Collection[str], frames: in
 
     frames: how many a camera gives, None: all.
     """
-    if inputs.camera is not None:
-        prefix = f"{camera_name(inputs.camera)}#"
-        first = max((int(file.removeprefix(prefix)) + 1 for file in done if file.startswith(prefix)), default=0)
-        yield from islice(frame_items(inputs.camera, prefix, first, done), frames)
-    for name, path in inputs.named(folder).items():
-        if has_extension(path, VIDEO_EXTENSIONS):
-            yield from frame_items(str(path), f"{name}#", 0, done)
+    for name, source in inputs.named(folder).items():
+        if isinstance(source, int):
+            numbers = [int(file.removeprefix(f"{name}#")) for file in done if file.startswith(f"{name}#")]
+            yield from islice(frame_items(source, name, max(numbers, default=-1) + 1, done), frames)
+        elif source.suffix.lower() in VIDEO_EXTENSIONS:
+            yield from frame_items(str(source), name, 0, done)
         elif name not in done:
-            yield Item(name, partial(read_rgb, path))
+            yield Item(name, partial(read_rgb, source))
 
 
-def frame_items(source: str | int, prefix: str, first: int, done: Collection[str]) -> Iterator[Item]:
-    """The frames of a video or a camera, numbered from `first`, without those in `done`.
-
-    The last item fails if there was no frame, or if a camera stopped by itself.
-    """
+def frame_items(source: str | int, name: str, first: int, done: Collection[str]) -> Iterator[Item]:
+    """The frames from `first` that are not in `done`. The last item fails if there was none, or if a camera stopped."""
     is_camera, number = isinstance(source, int), first
     try:
         capture = cv2.VideoCapture(source)
         while capture.grab():
-            if (file := f"{prefix}{number}") not in done:
+            if (file := f"{name}#{number}") not in done:
                 success, frame = capture.retrieve()  # h x w x 3 uint8 BGR
                 read = partial(cv2.cvtColor, frame, cv2.COLOR_BGR2RGB) if success else partial(fail, f"{file} is damaged")
                 yield Item(file, read)
@@ -140,11 +134,7 @@ def frame_items(source: str | int, prefix: str, first: int, done: Collection[str
         problem = f"camera {source} cannot be opened: check its connection and its number"
     else:
         problem = f"{source}: is not a video that OpenCV can read"
-    yield Item(prefix.removesuffix("#"), partial(fail, problem))
-
-
-def camera_name(camera: int) -> str:
-    return f"camera{camera}"
+    yield Item(name, partial(fail, problem))
 
 
 def fail(message: str) -> np.ndarray:

@@ -16,10 +16,10 @@ METADATA = ("input_size", "color_mode", "resample", "score", "calibration", "cla
 
 
 class OnnxEngine:
-    """An exported file, run on a GPU if the onnxruntime package supports one, else on the CPU.
+    """An exported file as an Engine, run on a GPU if the onnxruntime package supports one, else on the CPU.
 
-    An Engine of utils.predict.predictor. Also the `classes` and the `epoch` of the training, if they were known.
-    file: its path, or its content. Raises UserError for a missing or damaged file and for one that tools/export.py did not write.
+    Also the `classes` and the `epoch` of the training, if they were known. file: its path, or its content. Raises UserError for a
+    missing or damaged file and for one that tools/export.py did not write.
     """
 
     def __init__(self, file: str | Path | bytes) -> None:

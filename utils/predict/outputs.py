@@ -39,10 +39,9 @@ class Output:
     """The folder of a prediction. `done`: the files that have a score; `folder`: their names are relative to it."""
 
     def __init__(self, out: str | Path, settings: dict[str, Any]) -> None:
-        """Start the folder or continue it, without a line that was cut.
+        """Start the folder or continue it, without a line that was cut. UserError if it was started with other settings.
 
-        settings: a value for each of LABELS; predict.json holds other entries too. Raises UserError if the folder was started
-        with other settings.
+        settings: a value for each of LABELS; predict.json holds other entries too.
         """
         self.out = Path(out)
         self.format: str = settings["format"]
@@ -59,8 +58,10 @@ class Output:
         try:
             saved = json.loads(path.read_text(encoding="utf-8"))
             for key, label in LABELS.items():
-                if not (settings[key] == saved[key] or (key == "folder" and is_below(settings[key], saved[key]))):
-                    what = f"holds scores of another {label} ({saved[key]}, not {settings[key]})"
+                given, known = settings[key], saved[key]
+                is_below = key == "folder" and given and known and Path(known) in Path(given).parents  # None for a camera
+                if given != known and not is_below:
+                    what = f"holds scores of another {label} ({known}, not {given})"
                     raise UserError(f"{self.out}: {what}; choose another --out, or remove it")
             return saved
         except FileNotFoundError:
@@ -136,11 +137,6 @@ class Output:
         else:
             path.unlink(missing_ok=True)
         return path
-
-
-def is_below(folder: str | None, parent: str | None) -> bool:
-    """Whether `folder` lies in `parent`; for a camera both are None."""
-    return folder is not None and parent is not None and Path(parent) in Path(folder).parents
 
 
 def complete_length(data: bytes, quotes: bool) -> int:

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from utils.errors import UserError
 from utils.evaluation.calibration import file_hash
 from utils.predict.batches import Result, predict_batches
-from utils.predict.inputs import VIDEO_EXTENSIONS, Inputs, camera_name, find_inputs, has_extension, items
+from utils.predict.inputs import VIDEO_EXTENSIONS, Inputs, find_inputs, items
 from utils.predict.outputs import Output
 from utils.predict.predictor import Predictor
 
@@ -22,8 +22,6 @@ LISTED = 20  # images without a score that are named on the terminal; errors.csv
 
 @dataclass(frozen=True)
 class Options:
-    """How to predict."""
-
     threshold: float | None = None  # an image with a higher score is called defective; None: no decisions
     format: str = "csv"  # or jsonl
     batch_size: int = 8
@@ -38,8 +36,7 @@ class Options:
 def predict_into(out: str | Path, checkpoint: str | Path, predictor: Predictor, given: Sequence[str], options: Options) -> str:
     """Predict the inputs `given` (see find_inputs) that have no score in the folder `out` yet; returns a summary in words.
 
-    checkpoint: the predictor's file. A picture and a map are written before the image's line. Raises UserError if no image
-    has a score in the end.
+    checkpoint: the predictor's file. Raises UserError if no image has a score in the end.
     """
     inputs = find_inputs(given, out)
     settings = {
@@ -60,8 +57,8 @@ def predict_into(out: str | Path, checkpoint: str | Path, predictor: Predictor, 
         predict_missing(predictor, output, inputs, options, errors)
     finally:
         path = output.save_errors(errors)
-    names = inputs.named(output.folder) if inputs.camera is None else [camera_name(inputs.camera)]
-    if output.done.union(file.rpartition("#")[0] for file in output.done).isdisjoint(names):  # frames count for their video
+    done = output.done.union(file.rpartition("#")[0] for file in output.done)  # frames count for their video
+    if done.isdisjoint(inputs.named(output.folder)):
         more = f" (all of them: {path})" if len(errors) > 1 else ""
         first = "".join(map(error_line, errors[:1]))  # none if Ctrl-C came before a camera's first frame
         raise UserError(f"no image could be predicted: {first}{more}")
@@ -81,10 +78,10 @@ def predict_missing(predictor: Predictor, output: Output, inputs: Inputs, option
     batch_size, ahead = (1, 0) if is_camera else (options.batch_size, None)  # score each camera frame at once
     todo = items(inputs, output.folder, output.done, options.frames)
     batches = predict_batches(predictor, todo, batch_size, options.workers, LONGEST if options.pictures else 0, ahead)
-    uncounted = is_camera or any(has_extension(path, VIDEO_EXTENSIONS) for path in inputs.paths)
+    uncounted = is_camera or any(path.suffix.lower() in VIDEO_EXTENSIONS for path in inputs.paths)
     total = None if uncounted else len(inputs.named(output.folder).keys() - output.done)
-    stops = (KeyboardInterrupt,) if is_camera else ()
-    with suppress(*stops), ThreadPoolExecutor(options.workers) as pool, tqdm(total=total, unit="img", disable=None) as bar:
+    stops = KeyboardInterrupt if is_camera else ()
+    with suppress(stops), ThreadPoolExecutor(options.workers) as pool, tqdm(total=total, unit="img", disable=None) as bar:
         for results in batches:
             good = [result for result in results if result.error is None]
             if options.pictures:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from models.backbones.pretrained import misfits
 from utils.errors import UserError
 from utils.files import write_atomically
 
@@ -56,14 +57,16 @@ def save_checkpoint(path: str | Path, content: dict[str, Any], previous: Path | 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
     """Read a checkpoint of ours or of the published implementation, on the CPU; never runs code from the file.
 
-    Raises UserError naming the file if it is missing, truncated, changed or no checkpoint. Files in torch's legacy format,
-    which the published code may have written, have no checksums, so changed bytes go unnoticed.
+    Raises UserError naming the file if it is missing, truncated, changed (but for torch's legacy format, which has no checksums)
+    or no checkpoint.
     """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: there is no such checkpoint; train first, or name another")
     try:
-        if is_zip(path) and not is_sound(path):  # torch does not verify the checksums
+        with open(path, "rb") as file:
+            is_zip = file.read(4) == b"PK\x03\x04"  # as torch itself decides
+        if is_zip and not is_sound(path):  # torch does not verify the checksums
             raise zipfile.BadZipFile
         with warnings.catch_warnings(), torch.serialization.safe_globals(SAFE_GLOBALS):
             warnings.simplefilter("ignore")  # torch's warnings about foreign files; the errors below say what matters
@@ -80,12 +83,6 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     return content
 
 
-def is_zip(path: Path) -> bool:
-    """Whether the file starts with the zip signature, as torch itself decides."""
-    with open(path, "rb") as file:
-        return file.read(4) == b"PK\x03\x04"
-
-
 def is_sound(path: str | Path) -> bool:
     """Whether `path` is a zip file of which every part matches its checksum."""
     try:
@@ -96,10 +93,7 @@ def is_sound(path: str | Path) -> bool:
 
 
 def find_start(saver: dict[str, Any], overwrite: bool) -> Path | None:
-    """The checkpoint to resume, None for a new run; `saver` is the configuration's section.
-
-    Raises UserError if a new run would overwrite checkpoints without --overwrite.
-    """
+    """The checkpoint to resume, None for a new run. UserError if that would overwrite checkpoints without --overwrite."""
     folder = Path(saver["save_dir"])
     if overwrite:
         if saver["resume_model"]:
@@ -118,10 +112,7 @@ def find_start(saver: dict[str, Any], overwrite: bool) -> Path | None:
 
 
 def newest_whole(folder: Path) -> Path | None:
-    """The newer readable one of the last two checkpoints, with a warning if that is not the last one.
-
-    None if neither exists. Raises UserError if no existing one can be read.
-    """
+    """The newer readable one of the last two checkpoints; None if neither exists, UserError if none can be read."""
     errors = []
     for path in (folder / LAST, folder / PREVIOUS):
         if not path.is_file():
@@ -163,18 +154,9 @@ def load_network_state(network: nn.Module, state_dict: dict[str, Tensor], path: 
     """Load weights strictly. Raises UserError naming the file `path` and the keys that differ."""
     given = {name.removeprefix(PREFIX): tensor for name, tensor in state_dict.items()}
     make_room(network, given)
-    wanted = network.state_dict()
-    missing = [name for name in wanted if name not in given]
-    unexpected = [name for name in given if name not in wanted]
-    reshaped = [
-        f"{name} {tuple(given[name].shape)} for {tuple(tensor.shape)}"
-        for name, tensor in wanted.items()
-        if name in given and given[name].shape != tensor.shape
-    ]
     problems = [
         f"{len(names)} {what} ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"
-        for what, names in (("missing", missing), ("unexpected", unexpected), ("of another shape", reshaped))
-        if names
+        for what, names in misfits(network.state_dict(), given).items()
     ]
     if problems:
         raise UserError(f"{path}: a checkpoint of another network, keys {'; '.join(problems)}")

@@ -40,8 +40,8 @@ SINGLE_PROCESS = Process()
 def start_process(log_dir: str | Path = ".", port: int | None = None) -> Process:
     """Find out how this process was started, choose its device, and connect it to the other processes if there are any.
 
-    Launchers are launch.py, torchrun and srun. `log_dir` and `port` are the configuration's; see rendezvous. Raises UserError for
-    more processes than GPUs on a machine with GPUs, and if the processes do not find each other.
+    `log_dir` and `port` are the configuration's; see rendezvous. Raises UserError for more processes than GPUs on a machine with
+    GPUs, and if the processes do not find each other.
     """
     env, gpus_of_step = os.environ, 0
     if "RANK" in env and "WORLD_SIZE" in env:
@@ -76,10 +76,9 @@ def choose_device(local_rank: int, gpus_of_step: int = 0) -> torch.device:
 
 
 def choose_gpu(local_rank: int, visible: int, gpus_of_step: int = 0) -> int:
-    """The index of this process's GPU among the visible ones: its local rank.
+    """The index of this process's GPU among the visible ones: its local rank. UserError for more processes than GPUs.
 
     With --gpus-per-task or --gpu-bind Slurm shows each task only one of the step's GPUs on this machine: then it is that one.
-    Raises UserError for more processes than GPUs.
     """
     if visible == 1 and local_rank < gpus_of_step:
         return 0
@@ -108,7 +107,6 @@ def describe_lost_ranks(error: RuntimeError) -> str:
 
 
 def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """The batch with its tensors on `device`."""
     return {name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value for name, value in batch.items()}
 
 
@@ -116,12 +114,10 @@ def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
 
 
 def average(value: float, process: Process) -> float:
-    """The mean of a number over all processes."""
     return reduce(value, dist.ReduceOp.SUM, process) / process.world_size
 
 
 def maximum(value: int, process: Process) -> int:
-    """The largest of a number over all processes."""
     return int(reduce(value, dist.ReduceOp.MAX, process))
 
 
@@ -142,7 +138,6 @@ def share_weights(network: nn.Module, process: Process) -> None:
 
 
 def barrier(process: Process) -> None:
-    """Wait until every process is here."""
     if process.world_size > 1:
         dist.barrier()
 

@@ -1,7 +1,6 @@
 """Start a tool in several processes on this machine: python launch.py COUNT TOOL ARGUMENT ...
 
-torchrun is not used because it ends with code 1 and a traceback however its processes end, and because it passes SIGUSR1 on
-only from PyTorch 2.9.
+Unlike torchrun it ends with the processes' own exit code, without a traceback, and passes SIGUSR1 on with any PyTorch.
 """
 
 import os
@@ -14,10 +13,9 @@ SECONDS_TO_END = 30  # for the other processes after one has failed
 
 
 def launch(count: int, command: list[str]) -> int:
-    """Run `python command` in `count` processes, with the environment that torchrun gives its own; returns the exit code.
+    """Run `python command` in `count` processes, with torchrun's environment; returns the code of the first that fails, or 0.
 
-    The first process that fails decides the code, and the others are then asked to end. SIGTERM and SIGUSR1 are passed on;
-    Ctrl-C reaches the processes without help.
+    The others are then asked to end. SIGTERM and SIGUSR1 are passed on; Ctrl-C reaches the processes without help.
     """
     running: list[int] = []
 
@@ -29,7 +27,9 @@ def launch(count: int, command: list[str]) -> int:
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, send)
     signal.signal(signal.SIGALRM, lambda *_: send(signal.SIGKILL))
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": os.environ.get("MASTER_PORT") or free_port(), "WORLD_SIZE": str(count)}
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        free_port = str(server.getsockname()[1])
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": os.environ.get("MASTER_PORT") or free_port, "WORLD_SIZE": str(count)}
     for rank in range(count):
         env = {**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
         running.append(os.spawnve(os.P_NOWAIT, sys.executable, [sys.executable, *command], env))
@@ -45,11 +45,6 @@ def launch(count: int, command: list[str]) -> int:
             send(signal.SIGTERM)
             signal.alarm(SECONDS_TO_END)
     return code
-
-
-def free_port() -> str:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return str(server.getsockname()[1])
 
 
 if __name__ == "__main__":

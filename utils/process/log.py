@@ -15,6 +15,7 @@ from tqdm import tqdm
 from utils.errors import UserError
 from utils.process.distributed import Process
 
+EVENTS = "tensorboard"  # a folder in the log folder
 FLUSH = 30  # seconds between writing TensorBoard's points to the disk, as long as new ones come
 
 log = logging.getLogger("uniad")
@@ -107,14 +108,10 @@ class Curves:
 
 def open_tensorboard(folder: str | Path, process: Process, first_step: int) -> AbstractContextManager[Curves | None]:
     """The curves below `folder`, on rank 0, for a `with` statement; None elsewhere."""
-    return closing(Curves(_events(folder), first_step)) if process.is_main else nullcontext()
+    return closing(Curves(Path(folder, EVENTS), first_step)) if process.is_main else nullcontext()
 
 
 def remove_events(folder: str | Path) -> None:
     """Remove what an earlier run wrote for TensorBoard below `folder`."""
-    for path in _events(folder).glob("events.out.tfevents.*"):
+    for path in Path(folder, EVENTS).glob("events.out.tfevents.*"):
         path.unlink()
-
-
-def _events(folder: str | Path) -> Path:
-    return Path(folder) / "tensorboard"

@@ -20,9 +20,9 @@ DEFAULT_PORT = 29500  # torch's own
 def rendezvous(rank: int, world_size: int, log_dir: str | Path, port: int | None, timeout: timedelta = TIMEOUT) -> dist.Store:
     """Wait until all processes of the run are here; returns the store that they share.
 
-    Under torchrun the store is torchrun's, otherwise rank 0 serves it. If RANK is set, it is at MASTER_ADDR and MASTER_PORT. For
-    tasks of Slurm rank 0 writes its address to a file in `log_dir`, a folder that their machines share. `port` is the
-    configuration's. Raises UserError for a busy port, if rank 0 is not found, and for ranks that do not come.
+    Under torchrun the store is torchrun's, otherwise rank 0 serves it: at MASTER_ADDR and MASTER_PORT if RANK is set, else
+    (Slurm) at the address that it writes to a file in `log_dir`, a shared folder. `port` is the configuration's. Raises UserError
+    for a busy port, if rank 0 is not found, and for ranks that do not come.
     """
     env, deadline = os.environ, time.monotonic() + timeout.total_seconds()
     # The numbers of the job, its step and its restart: no earlier start can have left this file.

@@ -10,10 +10,7 @@ SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(s
 
 
 class StopSignals:
-    """Inside `with`, SIGTERM and SIGUSR1 are only noted.
-
-    Outside the main thread, where Python sets no handlers, they act as usual.
-    """
+    """Inside `with`, SIGTERM and SIGUSR1 are only noted; not outside the main thread, where Python sets no handlers."""
 
     def __init__(self) -> None:
         self.received = 0

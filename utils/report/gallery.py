@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 
 from datasets.base import ImageDataset
+from datasets.images import shrink
 from utils.errors import UserError
 from utils.evaluation.evaluate import GALLERY, Evaluation, score_columns
 from utils.report.drawing import heat_map, normalise
@@ -34,8 +35,7 @@ def save_gallery(
     """Write <result_dir>/report_gallery: gallery.json and its pictures. Replaces an earlier gallery.
 
     score: the image score that decides (headline_score; None: the map's largest value). metrics: `evaluator.metrics`, for the
-    score's averaging window. An image's pictures have the map's size, up to 256 pixels: the image, its heat map on a scale
-    common to all images and, unless it is empty, its mask. Raises UserError naming a file that cannot be written or read.
+    score's averaging window. Raises UserError naming a file that cannot be written or read.
     """
     key = score_columns(metrics).get(score, ("max", None))
     scores = evaluation.scores([key])[key]
@@ -87,17 +87,13 @@ def write_pictures(folder: Path, evaluation: Evaluation, data: ImageDataset, sco
 
 
 def draw(rgb: np.ndarray, mask: np.ndarray, normalised: np.ndarray) -> dict[str, bytes]:
-    """The encoded pictures of an image: "image", "map" and, unless it is empty, "mask".
+    """The encoded pictures of an image, of the map's size up to 256 pixels: "image", "map" and, unless it is empty, "mask".
 
     rgb: hxwx3 uint8, of any size; mask: HxW of {0, 1}; normalised: HxW in 0..1, the anomaly map.
     """
-    h, w = normalised.shape
-    shrink = min(1.0, LARGEST / max(h, w))
-    size = (max(1, round(w * shrink)), max(1, round(h * shrink)))
-    image, small_map, small_mask = (
-        cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
-        for picture in (rgb, normalised.astype(np.float32), mask.astype(np.float32))
-    )
+    small_map = shrink(normalised.astype(np.float32), LARGEST)
+    small_mask = shrink(mask.astype(np.float32), LARGEST)
+    image = cv2.resize(rgb, small_map.shape[::-1], interpolation=cv2.INTER_AREA)
     jpeg, bilevel = [cv2.IMWRITE_JPEG_QUALITY, QUALITY], [cv2.IMWRITE_PNG_BILEVEL, 1]
     pictures = {
         "image": cv2.imencode(".jpg", image[..., ::-1], jpeg)[1].tobytes(),

@@ -23,6 +23,7 @@ from utils.report.result_folder import Result, Scores, read_result
 
 HERE = Path(__file__).parent
 ROWS, HISTOGRAMS, CURVES = 1000, 60, 48  # the most classes in table, histograms and ROC curves; those with low AUROC are kept
+format_interval = "{0[1]:.3f}–{0[2]:.3f}".format  # of value, low, high
 PICKS = {
     "most": ("Most anomalous", None),
     "least": ("Least anomalous", None),
@@ -46,11 +47,11 @@ def render(result: Result) -> str:
     environment = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"metric": format_metric, "score": format_score, "shade": shade, "interval": format_interval}
+    environment.filters |= {"metric": format_metric, "score": "{:#.4g}".format, "shade": shade, "interval": format_interval}
+    environment.filters["uri"] = lambda name: data_uri(result.folder / GALLERY / name)
     script = (HERE / "page.js").read_text(encoding="utf-8")
     score = headline(result)
     rankings = rank_classes(result.scores, score) if score else {}
-    shown_gallery = gallery(result)
     return environment.get_template("page.html.j2").render(
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
@@ -58,10 +59,11 @@ def render(result: Result) -> str:
         run=result.run,
         score=score,
         overview=overview(result, score),
-        table=table(result, shown_gallery),
+        table=table(result),
         histograms=histograms(result, score, rankings),
         roc=roc(result.scores, score, rankings),
-        gallery=shown_gallery,
+        gallery=result.gallery,
+        picks=PICKS,
         training=training(result.run),
         config=yaml.safe_dump(result.run["config"], sort_keys=False, allow_unicode=True) if result.run.get("config") else "",
     )
@@ -69,15 +71,6 @@ def render(result: Result) -> str:
 
 def format_metric(value: float) -> str:
     return "–" if math.isnan(value) else f"{value:.4f}"
-
-
-def format_interval(interval: tuple[float, float, float]) -> str:
-    """interval: value, low, high."""
-    return "{1:.3f}–{2:.3f}".format(*interval)
-
-
-def format_score(value: float) -> str:
-    return f"{value:#.4g}"
 
 
 def shade(value: float) -> str:
@@ -114,7 +107,7 @@ def overview(result: Result, score: str | None) -> list[tuple[str, str, str]]:
     return tiles
 
 
-def table(result: Result, gallery: dict[str, Any]) -> dict[str, Any]:
+def table(result: Result) -> dict[str, Any]:
     """The results table: a cell is a value and its interval; the mean, and for several classes pooled AUROCs, form the foot."""
     metrics, intervals = result.metrics, result.intervals
     if not metrics.columns:
@@ -124,7 +117,7 @@ def table(result: Result, gallery: dict[str, Any]) -> dict[str, Any]:
     def cells(row: str, values: Sequence[float]) -> list[tuple[float, tuple[float, float, float] | None]]:
         return [(value, intervals.get(f"{row}_{key}")) for key, value in zip(keys, values, strict=True)]
 
-    ids = {entry["name"]: entry["id"] for entry in gallery.get("classes", ())}
+    ids = {clsname: f"class-{place}" for place, clsname in enumerate(result.gallery.classes)} if result.gallery else {}
     counts: dict[str, list[int]] = {}
     if result.scores:
         for clsname, label in zip(result.scores.clsnames, result.scores.labels, strict=True):
@@ -148,15 +141,11 @@ def histograms(result: Result, score: str | None, rankings: dict[str, Ranking | 
     items = []
     for clsname in sorted(list(rankings)[:HISTOGRAMS]):
         values, labels = result.scores.of(clsname, score)
-        defective = int(labels.sum())
-        good = len(labels) - defective
         threshold = thresholds[clsname].threshold if clsname in thresholds else None
-        alt = f"Histogram of the {score} scores of {good} good and {defective} defective images of {clsname}"
+        rates = rates_at(math.inf if threshold is None else threshold, values, labels)  # without a threshold only counts
+        alt = f"Histogram of the {score} scores of {rates.good} good and {rates.defective} defective images of {clsname}"
         plot = plots.histogram(alt, values, labels, threshold)
-        rates = None if threshold is None else rates_at(threshold, values, labels)
-        items.append(
-            {"name": clsname, "good": good, "defective": defective, "plot": plot, "threshold": threshold, "rates": rates}
-        )
+        items.append({"name": clsname, "rates": rates, "plot": plot, "threshold": threshold})
     return {"items": items, "of": len(rankings), "rate": calibration.false_alarm_rate if thresholds else None}
 
 
@@ -176,24 +165,6 @@ def roc(scores: Scores | None, score: str | None, rankings: dict[str, Ranking | 
         "mean": mean,
         "together": auroc(rank_images(*everything)),
     }
-
-
-def gallery(result: Result) -> dict[str, Any]:
-    """The classes with their picks, pictures as data: URIs; {} if there is no gallery."""
-    found = result.gallery
-    if found is None:
-        return {}
-    folder = result.folder / GALLERY
-    uris = {name: data_uri(folder / name) for image in found.images for name in image.pictures.values()}
-    classes = []
-    for place, (clsname, entry) in enumerate(found.classes.items()):
-        counts = {"good": entry.good, "defective": entry.defective}
-        picks = []
-        for pick, (title, label) in PICKS.items():
-            none = f"There is no {label} image in this class." if label and not counts[label] else "Not in this gallery."
-            picks.append({"title": title, "images": entry.picks.get(pick, []), "none": none})
-        classes.append({"name": clsname, "id": f"class-{place}", "picks": picks, **counts})
-    return {"classes": classes, "uris": uris, "score": found.score, "low": found.low, "high": found.high}
 
 
 def data_uri(path: Path) -> str:

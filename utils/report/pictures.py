@@ -22,8 +22,7 @@ def save_pictures(
     """Draw every image of an evaluation into `save_dir`, at the map's size.
 
     style: "vis_compound", <name>.jpg with image, mask, map on the common scale and map on its own scale side by side, or
-    "vis_single", <name>_image.jpg and <name>_map.jpg on the common scale. The common scale goes from min_score to max_score; None
-    stands for the smallest and largest value over all maps.
+    "vis_single", <name>_image.jpg and <name>_map.jpg on the common scale: min_score to max_score, None: the limits of all maps.
     """
     low = evaluation.limits[0] if min_score is None else min_score
     high = evaluation.limits[1] if max_score is None else max_score

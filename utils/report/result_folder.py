@@ -4,14 +4,17 @@ import csv
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import BaseModel, BeforeValidator
 
 from utils.errors import UserError
 from utils.evaluation.calibration import Calibration, calibration_of
 from utils.evaluation.evaluate import GALLERY, INTERVALS
 from utils.evaluation.results import AGAIN, Results, number, read_json, read_metrics, read_run
+
+Number = Annotated[float, BeforeValidator(number)]
 
 
 @dataclass
@@ -28,31 +31,28 @@ class Scores:
         return self.scores[score][chosen], self.labels[chosen]
 
 
-@dataclass
-class Image:
+class Image(BaseModel, extra="forbid"):
     """An image of the gallery."""
 
     filename: str
     label: int
-    score: float
+    score: Number
     rank: int  # from 1 for the most anomalous of its class
     pictures: dict[str, str]  # file names: "image", "map" and, where there is one, "mask"
 
 
-@dataclass
-class GalleryClass:
+class GalleryClass(BaseModel):
     good: int  # images of the class in the test set
     defective: int
-    picks: dict[str, list[Image]]
+    picks: dict[str, list[int]]  # places in Gallery.images
 
 
-@dataclass
-class Gallery:
+class Gallery(BaseModel):
     """report_gallery/gallery.json, as utils.report.gallery writes it."""
 
     score: str
-    low: float  # of the scale that all heat maps have
-    high: float
+    low: Number  # of the scale that all heat maps have
+    high: Number
     classes: dict[str, GalleryClass]
     images: list[Image]
 
@@ -75,19 +75,16 @@ def read_result(folder: str | Path) -> Result:
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder}: is not a folder; name the folder that evaluation wrote, evaluator.save_dir")
-    result = Result(folder)
-    if (path := folder / "metrics.json").exists():
-        result.metrics = read_metrics(path)
-    if (path := folder / INTERVALS).exists():
-        result.intervals = read_intervals(path)
-    if (path := folder / "scores.csv").exists():
-        result.scores = read_scores(path)
+    readers = {
+        "metrics": (read_metrics, folder / "metrics.json"),
+        "intervals": (read_intervals, folder / INTERVALS),
+        "scores": (read_scores, folder / "scores.csv"),
+        "run": (read_run, folder / "run.json"),
+        "gallery": (read_gallery, folder / GALLERY / "gallery.json"),
+    }
+    result = Result(folder, **{name: read(path) for name, (read, path) in readers.items() if path.exists()})
     if result.scores is None and not result.metrics.columns:
         raise UserError(f"{folder}: holds neither metrics.json nor scores.csv; evaluate with -e to write them")
-    if (path := folder / "run.json").exists():
-        result.run = read_run(path)
-    if (path := folder / GALLERY / "gallery.json").exists():
-        result.gallery = read_gallery(path)
     result.calibration = find_calibration(result.run)
     return result
 
@@ -137,25 +134,16 @@ def read_gallery(path: Path) -> Gallery:
     """Raises UserError naming gallery.json or the picture that is missing."""
     content = read_json(path)
     try:
-        images = [Image(**image) for image in content["images"]]
-        classes = {
-            clsname: GalleryClass(
-                int(entry["good"]),
-                int(entry["defective"]),
-                {pick: [images[number] for number in numbers] for pick, numbers in entry["picks"].items()},
-            )
-            for clsname, entry in content["classes"].items()
-        }
-        gallery = Gallery(content["score"], number(content["low"]), number(content["high"]), classes, images)
-        for image in images:
-            image.score = number(image.score)
-            missing = {"image", "map"} - image.pictures.keys()
-            paths = [path.parent / name for name in image.pictures.values()]
-            if missing or any(picture.parent != path.parent for picture in paths):
-                raise ValueError
-            for picture in paths:
-                if not picture.is_file():
-                    raise UserError(f"{picture}: this picture of the gallery is missing; {AGAIN}")
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError):
+        gallery = Gallery.model_validate(content)
+        shown = {place for entry in gallery.classes.values() for pick in entry.picks.values() for place in pick}
+        pictures = [image.pictures for image in gallery.images]
+        paths = [path.parent / name for files in pictures for name in files.values()]
+        complete = shown <= set(range(len(pictures))) and all({"image", "map"} <= files.keys() for files in pictures)
+        if not complete or any(picture.parent != path.parent for picture in paths):
+            raise ValueError
+    except (TypeError, ValueError):
         raise UserError(f"{path}: not a gallery that this version writes; {AGAIN}") from None
+    for picture in paths:
+        if not picture.is_file():
+            raise UserError(f"{picture}: this picture of the gallery is missing; {AGAIN}")
     return gallery

@@ -5,23 +5,20 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 
 from utils.errors import UserError
 from utils.evaluation.evaluate import write_table
-from utils.evaluation.results import AGAIN, Column, Results, align_table, header, mean, read_metrics, read_run
+from utils.evaluation.results import AGAIN, Column, Results, align_table, header, mean, read_metrics, read_run, without_nan
 from utils.files import write_text
 
 
-@dataclass
-class ResultFolder:
-    """A result folder's metrics, and the seed of its run, where run.json is there."""
-
+class ResultFolder(NamedTuple):
     path: Path
     metrics: Results
-    seed: int | None
+    seed: int | None  # None: run.json does not say
 
 
 @dataclass
@@ -39,15 +36,16 @@ def summarize(folders: Sequence[str | Path]) -> Summary:
     Raises UserError for anything in between, for folders of other metrics, and naming a file that is missing or not readable.
     """
     read = read_folders(folders)
-    columns = read[0].metrics.columns
-    if len(read) > 1 and all(folder.metrics.rows.keys() == read[0].metrics.rows.keys() for folder in read):
-        seeds = [folder.seed for folder in read]
+    paths, runs, seeds = zip(*read, strict=True)
+    if len(runs) > 1 and all(run.rows.keys() == runs[0].rows.keys() for run in runs):
         known = f", random_seed {', '.join(map(str, seeds))}" if None not in seeds else ""
-        return Summary(
-            columns, cells([folder.metrics for folder in read]), f"mean ± standard deviation of {len(read)} runs{known}"
-        )
-    title = f"{len(read)} folders joined" if len(read) > 1 else str(read[0].path)
-    return Summary(columns, cells([join(read)]), title)
+        title = f"mean ± standard deviation of {len(runs)} runs{known}"
+    else:
+        title = f"{len(runs)} folders joined" if len(runs) > 1 else str(paths[0])
+        runs = [join(read)]
+    tables = [{**run.rows, "mean": run.mean} for run in runs]
+    rows = {name: [list(cell) for cell in zip(*(table[name] for table in tables), strict=True)] for name in tables[0]}
+    return Summary(runs[0].columns, rows, title)
 
 
 def write_joined(folders: Sequence[str | Path], out: str | Path) -> str:
@@ -80,12 +78,6 @@ def read_folder(folder: str | Path) -> ResultFolder:
     return ResultFolder(folder, metrics, (run.get("config") or {}).get("random_seed"))
 
 
-def cells(runs: Sequence[Results]) -> dict[str, list[list[float]]]:
-    """Of each class, "mean" last, and each column the number of every run."""
-    tables = [{**run.rows, "mean": run.mean} for run in runs]
-    return {name: [list(cell) for cell in zip(*(table[name] for table in tables), strict=True)] for name in tables[0]}
-
-
 def join(folders: Sequence[ResultFolder]) -> Results:
     """The rows of all classes and their mean. Raises UserError for a class that is there twice."""
     owners: dict[str, Path] = {}
@@ -101,10 +93,10 @@ def join(folders: Sequence[ResultFolder]) -> Results:
     return Results.of(folders[0].metrics.columns, rows)
 
 
-def deviation(numbers: Sequence[float]) -> float:
-    """The sample's (n - 1) of those that are not nan; nan of fewer than two."""
+def mean_std_count(numbers: Sequence[float]) -> tuple[float, float, int]:
+    """Of those that are not nan: their mean, the sample's deviation (n - 1; nan of fewer than two), and how many they are."""
     there = [number for number in numbers if not math.isnan(number)]
-    return float(np.std(there, ddof=1)) if len(there) > 1 else math.nan
+    return mean(there), float(np.std(there, ddof=1)) if len(there) > 1 else math.nan, len(there)
 
 
 def cells_of(summary: Summary) -> tuple[list[str], list[list[str]]]:
@@ -113,8 +105,8 @@ def cells_of(summary: Summary) -> tuple[list[str], list[list[str]]]:
 
 
 def format_numbers(numbers: Sequence[float]) -> str:
-    count, spread = sum(not math.isnan(number) for number in numbers), deviation(numbers)
-    text = f"{mean(numbers):.4f}" + ("" if math.isnan(spread) else f" ± {spread:.4f}")
+    average, spread, count = mean_std_count(numbers)
+    text = f"{average:.4f}" + ("" if math.isnan(spread) else f" ± {spread:.4f}")
     return text if count in (0, len(numbers)) else f"{text} ({count} of {len(numbers)})"
 
 
@@ -130,25 +122,19 @@ def format_markdown(summary: Summary) -> str:
 
 def format_json(summary: Summary) -> str:
     """By key of metrics.json mean, std (of the sample; null below two numbers) and n, from how many folders they are."""
-
-    def plain(value: float) -> float | None:
-        return None if math.isnan(value) else value
-
-    content: dict[str, Any] = {}
+    content = {}
     for clsname, row in summary.rows.items():
         for (name, kind), numbers in zip(summary.columns, row, strict=True):
-            count = sum(not math.isnan(number) for number in numbers)
-            entry = {"mean": plain(mean(numbers)), "std": plain(deviation(numbers)), "n": count}
-            content[f"{clsname}_{name}_{kind}"] = entry
+            entry = zip(("mean", "std", "n"), mean_std_count(numbers), strict=True)
+            content[f"{clsname}_{name}_{kind}"] = without_nan(dict(entry))
     return json.dumps(content, indent=1)
 
 
 FORMATS = {".json": format_json, ".md": format_markdown, ".txt": format_text}
 
 
-def write_summary(summary: Summary, path: str | Path) -> None:
+def write_summary(summary: Summary, path: Path) -> None:
     """As JSON, Markdown or text, by the ending. Raises UserError for another one."""
-    path = Path(path)
     if path.suffix not in FORMATS:
         raise UserError(f"{path}: the ending says what is written, one of {', '.join(FORMATS)}")
     write_text(path, FORMATS[path.suffix](summary) + "\n")

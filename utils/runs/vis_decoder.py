@@ -96,10 +96,9 @@ def check_net(config: EasyDict) -> None:
 
 
 def load_decoder(config: EasyDict, process: Process) -> nn.Module:
-    """Backbone, neck and vis decoder of saver.load_path, in eval mode.
+    """Backbone, neck and vis decoder of saver.load_path, in eval mode; UserError for a network without a vis decoder.
 
-    The published scripts drew in training mode, in which a picture depends on the batch. Raises UserError for a network that
-    does not end in a vis decoder.
+    The published scripts drew in training mode, in which a picture depends on the batch.
     """
     check_net(config)
     content = load_checkpoint(config.saver.load_path)

@@ -46,10 +46,9 @@ def draw_queries(config: EasyDict, process: Process, class_name: str) -> None:
 
 
 def read_queries(config: EasyDict) -> tuple[list[Tensor], Callable[[Tensor], Tensor]]:
-    """The queries of each decoder layer in the checkpoint vis_query.model_path, hw x D, and UniAD's way from them to features.
+    """The queries, hw x D, of each decoder layer in vis_query.model_path, and UniAD's way from N x hw x D to N x C x h x w.
 
-    That takes N x hw x D and gives N x C x h x w in the backbone's units, which vis decoders draw. Raises UserError if the file
-    is no UniAD checkpoint, or if its sizes are not those of the configuration and of its vis decoder.
+    Features are in the backbone's units. UserError for no UniAD checkpoint, and for sizes other than the configuration's.
     """
     path = config.vis_query.model_path
     state_dict = load_checkpoint(path)["state_dict"]

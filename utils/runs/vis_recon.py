@@ -31,7 +31,7 @@ class SavedFeatures(Dataset):
     """The features that evaluation saved for a class, each with its image.
 
     A sample is a dict: name "<class>/<kind>/<name>", image 3 x H x W and feature_rec C x h x w, float32. Raises UserError if
-    there are no features, if none has an image, and, when a file is read, if it holds something else.
+    there are no features, if none has an image, and for a file that holds something else.
     """
 
     def __init__(self, config: EasyDict, class_name: str) -> None:
@@ -68,9 +68,8 @@ class SavedFeatures(Dataset):
 def draw_reconstructions(config: EasyDict, process: Process, class_name: str) -> None:
     """Draw saver.save_dir/<class>/<kind>/<name>.jpg for all saved features of the class.
 
-    On the left the image, and below it the decoded reconstruction. On the right the anomaly map, on one scale for the class,
-    and below it the decoded input features of UniAD. UniAD made the differences between the two decoded pictures; what both
-    lack, the decoder cannot draw.
+    Left: the image above the decoded reconstruction. Right: the anomaly map, on one scale for the class, above UniAD's decoded
+    input features. UniAD made the differences between the two decoded pictures; what both lack, the decoder cannot draw.
     """
     data = SavedFeatures(config, class_name)
     network = load_decoder(config, process)
