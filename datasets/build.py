@@ -40,7 +40,8 @@ def build_dataset(cfg: dict, split: str, seed: int = 0) -> ImageDataset:
 def build_dataloader(
     dataset: SampleReader, cfg: dict, split: str, rank: int = 0, world_size: int = 1, seed: int = 0, pin_memory: bool = False
 ) -> ImageLoader:
-    """The loader of one process. batch_size and workers count per process; a last, smaller batch is kept.
+    """The loader of one process. batch_size and workers count per process; a last, smaller batch is kept, in training
+    unless `drop_last` is set and there is a full one.
 
     In training, set `dataset.epoch` and call `loader.sampler.set_epoch` before each epoch.
     """
@@ -53,6 +54,7 @@ def build_dataloader(
     return ImageLoader(
         dataset,
         batch_size=cfg["batch_size"],
+        drop_last=split == "train" and cfg.get("drop_last", False) and len(sampler) >= cfg["batch_size"],
         sampler=sampler,
         num_workers=0 if isinstance(dataset, FeatureDataset) else cfg["workers"],  # a row of memory needs no worker
         pin_memory=pin_memory,

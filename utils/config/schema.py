@@ -129,6 +129,7 @@ class DatasetKeys(Section):
     holdout: Number = key("custom: share of each class's normal training images kept for calibrate.py", 0, ge=0, le=0.9)
     feature_cache: FeatureCache = section()
     rebalance: Bool = key("train: draw every class equally often in an epoch", False)
+    drop_last: Bool = key("train: leave out an epoch's last batch if it is not full (ours)", False)
     hflip: Bool = key("train: mirror left-right half the time", False)
     vflip: Bool = key("train: mirror top-bottom half the time", False)
     rotate: Bool = key("train: turn by 0, 90, 180 or 270 degrees", False)

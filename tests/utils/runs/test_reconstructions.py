@@ -101,6 +101,6 @@ def test_two_processes_fill_or_train_what_one_does(kind: str, tmp_path: Path) ->
         assert [rank.code() for rank in ranks] == [0, 0]
     states = [result(path)["state_dict"] for path in (one, two)]
     for name, tensor in states[0].items():
-        close = torch.isclose(states[1][name].double(), tensor.double(), rtol=1e-3, atol=1e-4)
+        close = torch.isclose(states[1][name].double(), tensor.double(), rtol=1e-3, atol=2e-3 if kind == "Dinomaly" else 1e-4)
         # StableAdamW turns a rounding of a tiny gradient into a step; each process mines hard positions in its own batch
         assert close.double().mean() > (0.99 if kind == "Dinomaly" else 0.99999), name
