@@ -23,10 +23,12 @@ def test_every_experiment_loads_and_builds(path: Path) -> None:
     config = load_config(path, ["net.backbone.kwargs.pretrained=False"], class_name=class_name)
     network = build_network(config.net)
     ours = ["discriminator"] if "plus" in str(path) else []
-    assert [name for name, _ in network.named_children()] == ["backbone", "neck", "reconstruction", *ours]
+    neck = [] if "dinomaly" in str(path) else ["neck"]
+    assert [name for name, _ in network.named_children()] == ["backbone", *neck, "reconstruction", *ours]
     if memory := find_memory(network):
         memory.fill({"bottle": torch.randn(9, memory.tokens.shape[1])}, 9, seed=0)
-    height, width = (config.get("dataset") or config.data).input_size
+    data = config.get("dataset") or config.data
+    height, width = data.get("crop") or data.input_size
     with torch.no_grad():
         outputs = network.eval()({"image": torch.zeros(1, 3, height, width)})
     key, planes = ("image_rec", 3) if class_name else ("pred", 1)
