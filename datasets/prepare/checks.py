@@ -65,6 +65,7 @@ def _check(record: Record, parts: list[str], reader: ImageReader) -> Checked:
         data = (reader.image_dir / name).read_bytes()
         _check_complete(name, data)
         image = reader.read(name)  # H x W x 3
+        _check_is_no_mask(name, image)
     except UserError as error:
         return Checked(problem=str(error))
     except OSError as error:
@@ -89,6 +90,17 @@ def _check_complete(name: str, data: bytes) -> None:
         return  # PIL does not support this format or size: OpenCV decides
     except (OSError, SyntaxError, ValueError) as error:
         raise UserError(f"{name} is cut short or damaged ({error})") from None
+
+
+def _check_is_no_mask(name: str, image: np.ndarray) -> None:
+    """UserError for a picture of two values only, or of two far apart with the few between them that JPEG or resizing add."""
+    pixels = image.reshape(-1, 3)
+    others = pixels[(pixels != pixels[0]).any(axis=1)]
+    counts = np.bincount(pixels[:, 1], minlength=256)
+    second, first = np.argsort(counts)[-2:]
+    is_mask = abs(int(first) - int(second)) > 100 and counts[[first, second]].sum() > 0.9 * len(pixels) and counts[second] > 8
+    if is_mask or (len(others) and (others == others[0]).all()):
+        raise UserError(f"{name} holds two values only: it looks like a mask; move it to a folder ground_truth, or remove it")
 
 
 def _check_size(name: str, image: np.ndarray, maskname: str, mask: np.ndarray) -> None:

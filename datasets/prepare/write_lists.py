@@ -47,15 +47,16 @@ def split_good(scan: Scan, checked: dict[str, Checked], share: float, seed: int)
     return replace(scan, train=train, test=test, unsplit=[], near_duplicates=near_duplicates)
 
 
-def write(scan: Scan, out: Path, per_class_dir: str | None = None) -> list[Path]:
+def write(scan: Scan, out: Path, per_class_dir: str | None = None, dry_run: bool = False) -> list[Path]:
     """Write joined masks, then train.json, test.json and, if images are held out, validation.json; returns the lists' paths.
 
-    `per_class_dir`: also out/NAME/test_CLASS.json. UserError, before anything is written, where train or test is empty.
+    `per_class_dir`: also out/NAME/test_CLASS.json; `dry_run` writes nothing. UserError, before anything is written, where train
+    or test is empty.
     """
     for name, records in (("train", scan.train), ("test", scan.test)):
         if not records:
             raise UserError(f"no image is left for {name}.json: nothing is written")
-    for maskname in {line["maskname"] for line in scan.test if line.get("maskname") in scan.joined}:
+    for maskname in () if dry_run else {line["maskname"] for line in scan.test if line.get("maskname") in scan.joined}:
         mask = read_joined_mask(ImageReader(str(scan.root)), scan.joined[maskname]) * np.uint8(255)
         png = cv2.imencode(".png", mask)[1].tobytes()
         write_atomically(scan.root / maskname, lambda file, png=png: file.write(png))
@@ -66,6 +67,6 @@ def write(scan: Scan, out: Path, per_class_dir: str | None = None) -> list[Path]
             nameless = [{key: value for key, value in line.items() if key != "clsname"} for line in records]
             lists[out / per_class_dir / f"test_{clsname}.json"] = nameless
     lists = {path: records for path, records in lists.items() if records}
-    for path, records in lists.items():
+    for path, records in () if dry_run else lists.items():
         write_list(sorted(records, key=lambda line: (line.get("clsname", ""), line["filename"])), path)
     return list(lists)

@@ -156,7 +156,14 @@ def test_images_are_found_at_any_depth_and_behind_links_but_not_in_hidden_folder
     touch(tmp_path, "elsewhere/4.png")
     (tmp_path / "root" / "link").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "root" / "a" / "up").symlink_to(tmp_path / "root")  # leads back: must not go on for ever
-    assert sorted(walk_images(tmp_path / "root")) == ["0.png", "a/b/1.JPG", "link/4.png"]
+    (tmp_path / "root" / "A").symlink_to(tmp_path / "root" / "a")  # the folder itself comes first, whatever the order of names
+    tree = walk_images(tmp_path / "root")
+    assert tree.images == ["0.png", "a/b/1.JPG", "link/4.png"]
+    assert tree.left_out == {
+        "hidden": [".cache", "a/.3.png"],
+        "of type .txt": ["a/notes.txt"],
+        "linked folders that are read under another name": ["A", "a/up"],
+    }
 
 
 def test_an_unknown_class_is_an_error(tmp_path):
