@@ -1,20 +1,24 @@
 """A data set given as an image folder and a list of its images."""
 
 import hashlib
+import logging
 
 import numpy as np
 
 from datasets.base import ImageDataset, describe_file
 from datasets.images import ImageReader
-from datasets.lists import read_list
+from datasets.lists import read_numbered
 from datasets.transforms import Transform
 from utils.errors import UserError
+
+log = logging.getLogger("uniad")
 
 
 class CustomDataset(ImageDataset):
     """The images of the list `meta_file` (see `datasets.lists`), in its order; with `class_name` only that class.
 
     holdout: the share of each class's normal images that is excluded; with `held_out` the data set consists of exactly these.
+    on_defective_train: "stop" raises UserError for a line with label 1, "skip" leaves such lines out, "keep" takes them.
     """
 
     def __init__(
@@ -28,14 +32,23 @@ class CustomDataset(ImageDataset):
         holdout: float = 0.0,
         held_out: bool = False,
         on_bad_image: str = "stop",
+        on_defective_train: str = "keep",
         pseudo_anomalies: bool = False,
     ) -> None:
-        records = read_list(meta_file)
+        numbered = read_numbered(meta_file)
         if class_name is not None:
-            classes = sorted({record["clsname"] for record in records})
-            records = [record for record in records if record["clsname"] == class_name]
-            if not records:
+            classes = sorted({record["clsname"] for _, record in numbered})
+            numbered = [(number, record) for number, record in numbered if record["clsname"] == class_name]
+            if not numbered:
                 raise UserError(f"{meta_file} has no image of the class '{class_name}': its classes are {', '.join(classes)}")
+        records = [record for _, record in numbered]
+        if on_defective_train != "keep" and (defective := [place for place in numbered if place[1]["label"]]):
+            number, first = defective[0]
+            what = f"{len(defective)} defective images (label 1) to train on, first {meta_file}:{number}, {first['filename']}"
+            if on_defective_train == "stop" or len(defective) == len(records):
+                raise UserError(f"{what}; remove such lines, or set dataset.on_defective_train=skip")
+            log.warning("skipped: %s", what)
+            records = [record for record in records if not record["label"]]
         if holdout or held_out:
             chosen = choose_held_out(records, holdout)
             records = [record for record in records if (record["filename"] in chosen) == held_out]

@@ -33,13 +33,18 @@ def read_list(path: str | Path) -> list[dict]:
 
     UserError with file and line for an invalid list, and for an empty one.
     """
+    return [record for _, record in read_numbered(path)]
+
+
+def read_numbered(path: str | Path) -> list[tuple[int, dict]]:
+    """As `read_list`, each record with the number of its line."""
     try:
         lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
     except FileNotFoundError:
         raise UserError(f"there is no list {path}; tools/prepare_data.py makes one from a folder of images") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read the list {path}: {error}") from None
-    records = [_parse_line(line, f"{path}:{number}") for number, line in enumerate(lines, 1) if line.strip()]
+    records = [(number, _parse_line(line, f"{path}:{number}")) for number, line in enumerate(lines, 1) if line.strip()]
     if not records:
         raise UserError(f"the list {path} names no image")
     return records

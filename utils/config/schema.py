@@ -125,6 +125,11 @@ class DatasetKeys(Section):
         "in training the next image takes its place",
         "stop",
     )
+    on_defective_train: Literal["stop", "skip"] = key(
+        "custom: a defective image in the training list ends the run with its line, or is skipped and counted; a vis decoder "
+        "takes it",
+        "stop",
+    )
     holdout: Number = key("custom: share of each class's normal training images kept for calibrate.py", 0, ge=0, le=0.9)
     feature_cache: FeatureCache = section()
     rebalance: Bool = key("train: draw every class equally often in an epoch", False)

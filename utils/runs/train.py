@@ -37,6 +37,9 @@ def train(config: EasyDict, process: Process, overwrite: bool = False) -> None:
     key, val_freq = config.evaluator.key_metric, config.trainer.val_freq_epoch
     check_key_metric(key, test_set.clsnames)
     log.info("%d training images, %d test images; %s", len(train_set), len(test_set), describe_process(process))
+    both = sorted({*train_set.filenames} & {*test_set.filenames})
+    if both and config.dataset.type == "custom":
+        log.warning("%d test images are in training too, so results say little; the first is %s", len(both), both[0])
     steps = len(build_loader(train_set, config, "train", process))
     trainer = build_trainer(config, process, start, steps, best_by=key)
     if is_trained(trainer):
