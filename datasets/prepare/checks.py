@@ -17,6 +17,7 @@ from datasets.prepare.near_duplicates import fingerprint
 from datasets.prepare.scan import Scan
 from utils.errors import UserError
 
+ALMOST_FULL = 0.8  # of a mask's pixels are marked
 ALMOST_BLACK = 16  # of 255: a 16-bit file of a 12-bit camera stays below when it is read at 8 bits
 
 
@@ -28,6 +29,7 @@ class Checked:
     fingerprint: np.ndarray | None = None
     black: bool = False
     empty_mask: bool = False
+    full_mask: bool = False  # nearly
     problem: str | None = None
     mask_problem: str | None = None
 
@@ -50,7 +52,7 @@ def problems(scan: Scan, checked: dict[str, Checked]) -> list[str]:
 
 
 def read_joined_mask(reader: ImageReader, parts: Iterable[str]) -> np.ndarray:
-    """H x W uint8, 1 where any of the masks is above 0; UserError where their sizes differ."""
+    """H x W uint8, 1 where any of the masks is marked; UserError where their sizes differ."""
     masks = {name: reader.read_mask(name) for name in parts}
     if len({mask.shape for mask in masks.values()}) > 1:
         sizes = ", ".join(f"{name} {mask.shape[1]} x {mask.shape[0]}" for name, mask in masks.items())
@@ -78,7 +80,7 @@ def _check(record: Record, parts: list[str], reader: ImageReader) -> Checked:
         _check_size(name, image, record["maskname"], mask)
     except UserError as error:
         return replace(checked, mask_problem=str(error))
-    return replace(checked, empty_mask=not mask.any())
+    return replace(checked, empty_mask=not mask.any(), full_mask=bool(mask.mean() > ALMOST_FULL))
 
 
 def _check_complete(name: str, data: bytes) -> None:

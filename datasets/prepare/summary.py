@@ -56,6 +56,7 @@ def table(scan: Scan, checked: dict[str, Checked]) -> str:
             "held out in validation.json": len(held_out[clsname]),
             "defective without mask": sum("maskname" not in line for line in defective),
             "empty masks": sum(result.empty_mask for result in results),
+            "nearly full masks (inverted?)": sum(result.full_mask for result in results),
             "also in training": copies[clsname],
             "nearly black (fewer than 8 bits used?)": sum(result.black for result in results),
             "near-duplicates kept on one side": scan.near_duplicates.get(clsname, 0),

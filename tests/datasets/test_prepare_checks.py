@@ -187,13 +187,15 @@ def test_joined_masks_must_be_equally_large(root, prepare, capsys):
     assert not (root / "nut/ground_truth/bent/0.png").exists()
 
 
-def test_missing_and_empty_masks_are_only_noted(root, prepare):
+def test_missing_empty_and_inverted_masks_are_only_noted(root, prepare):
     save(root / "nut/test/bent/1.png", picture(10))
     save(root / "nut/test/bent/2.png", picture(11))
     save(root / "nut/ground_truth/bent/2_mask.png", np.zeros((60, 80), np.uint8))
+    save(root / "nut/test/bent/3.png", picture(12))
+    save(root / "nut/ground_truth/bent/3_mask.png", 255 - np.eye(60, 80, dtype=np.uint8) * 255)
     printed, lines = prepare()
     assert lines == []
-    assert "1 defective without mask; 1 empty masks" in printed
+    assert "1 defective without mask; 1 empty masks; 1 nearly full masks (inverted?)" in printed
     assert list(listed(root).values()).count(None) == 2
 
 

@@ -32,7 +32,7 @@ from utils.process.distributed import Process, attempt, broadcast, gather, on_ma
 from utils.process.skipped import report_skipped
 from utils.process.versions import versions
 
-FORMAT = 2  # raise it when the files change, or when changed code makes other features of the same weights
+FORMAT = 3  # raise it when the files change, or when changed code makes other features of the same weights
 AUGMENTATIONS = ("hflip", "vflip", "rotate", "colorjitter")
 WHERE_FROM = ("pretrained", "pretrained_model")  # says where weights came from; the key holds what they are
 SPLITS = {"train": "training", "test": "test"}
