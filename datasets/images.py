@@ -4,7 +4,7 @@ import os
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TypeAlias
+from typing import BinaryIO, TypeAlias
 
 import cv2
 import numpy as np
@@ -72,6 +72,13 @@ def shrink(rgb: np.ndarray, longest: int) -> np.ndarray:
     h, w = rgb.shape[:2]
     scale = min(1.0, longest / max(h, w))
     return cv2.resize(rgb, (max(1, round(w * scale)), max(1, round(h * scale))), interpolation=cv2.INTER_AREA)
+
+
+def count_frames(path: str | Path | BinaryIO) -> int:
+    """How many pages or frames the file holds; only the first is ever read. 1 where PIL cannot tell."""
+    with suppress(OSError, SyntaxError, ValueError, Image.DecompressionBombError), Image.open(path) as file:
+        return getattr(file, "n_frames", 1)
+    return 1
 
 
 class ImageReader:

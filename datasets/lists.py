@@ -23,6 +23,7 @@ IMAGE_EXTENSIONS = {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".jp2", ".bmp", ".
 IMAGE_EXTENSIONS |= {ending for ending in (".gif", ".avif") if cv2.haveImageWriter(f"x{ending}")}  # not in every build of OpenCV
 SYSTEM_FOLDERS = {"__macosx", "lost+found", "system volume information", "thumb", "thumbs", "thumbnails"}
 GOOD = "good"
+FURTHER_PAGES = "with further pages or frames, of which only the first is read"
 LAYOUT = "CLASS/train/good/*, CLASS/test/KIND/*, CLASS/ground_truth/KIND/*_mask.*"
 
 Record = dict[str, str | int]
@@ -190,12 +191,13 @@ class Tree:
         return [f"left out: {len(names)} {why} ({first[why]})" for why, names in self.left_out.items()]
 
 
-def walk_images(root: str | Path, extensions: Collection[str] = frozenset(IMAGE_EXTENSIONS), without: Path | None = None) -> Tree:
-    """All files below a folder whose names end like images (or as in `extensions`), except those in the folder `without`.
+def walk_images(root: str | Path, extensions: Collection[str] = IMAGE_EXTENSIONS, without: Collection[Path] = ()) -> Tree:
+    """All files below a folder whose names end like images (or as in `extensions`), except those in the folders `without`.
 
     Links to folders are followed, each folder is read once, and under its own name rather than a link's.
     """
     tree, waiting = Tree(), deque([""])
+    excluded = {os.path.realpath(folder) for folder in without}
     seen = {str(parent) for parent in Path(os.path.realpath(root)).parents}  # a link that leads there would not end
     while waiting:
         below = waiting.popleft()
@@ -218,8 +220,8 @@ def walk_images(root: str | Path, extensions: Collection[str] = frozenset(IMAGE_
                 why = "hidden"
             elif is_folder and (name[0] in "@#$" or name.casefold() in SYSTEM_FOLDERS):
                 why = "folders of the system or of thumbnails"
-            elif is_folder and without is not None and os.path.realpath(path) == os.path.realpath(without):
-                why = "output folder"
+            elif is_folder and os.path.realpath(path) in excluded:
+                why = "folders of this output"
             elif is_folder:
                 why = None
                 (waiting.append if os.path.islink(path) else waiting.appendleft)(join(below, name))  # links come last

@@ -17,7 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from datasets.lists import lists_from_counts
+from datasets.lists import FURTHER_PAGES, lists_from_counts
 from datasets.prepare import KINDS, read_layout
 from datasets.prepare.checks import Checked, check_images, problems
 from datasets.prepare.scan import Scan, shorten
@@ -89,6 +89,8 @@ def scan_images(args: argparse.Namespace) -> tuple[Scan, dict[str, Checked], lis
         scan = only_classes(scan, args.classes)
     folders = describe_folders(scan, every=args.kind == "folder")
     checked = check_images(scan, args.workers)
+    if pages := [name for name, result in checked.items() if result.frames > 1]:
+        scan.tree.left_out[FURTHER_PAGES] = pages
     report_bad(problems(scan, checked), args.skip_bad)
     scan = leave_out(scan, checked)
     if args.kind == "folder":
@@ -103,7 +105,7 @@ def main() -> None:
     else:
         scan, checked, folders = scan_images(args)
     paths = write(scan, args.out, args.per_class_dir, args.dry_run)
-    print("\n".join([table(scan, checked), *describe_duplicates(scan, checked), *folders]))
+    print("\n".join([table(scan, checked), *describe_duplicates(scan, checked), *folders, *scan.tree.describe_left_out()]))
     print(f"{', '.join(path.name for path in paths[:3])}{' …' * (len(paths) > 3)}: {'not ' * args.dry_run}written to {args.out}")
 
 

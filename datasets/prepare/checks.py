@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
-from datasets.images import ImageReader
+from datasets.images import ImageReader, count_frames
 from datasets.lists import Record
 from datasets.prepare.near_duplicates import fingerprint
 from datasets.prepare.scan import Scan
@@ -30,6 +30,7 @@ class Checked:
     black: bool = False
     empty_mask: bool = False
     full_mask: bool = False  # nearly
+    frames: int = 1  # or pages, of which only the first is read
     problem: str | None = None
     mask_problem: str | None = None
 
@@ -72,7 +73,12 @@ def _check(record: Record, parts: list[str], reader: ImageReader) -> Checked:
         return Checked(problem=str(error))
     except OSError as error:
         return Checked(problem=f"{name} cannot be read ({error.strerror})")
-    checked = Checked(hashlib.sha256(data).digest(), fingerprint(image), black=bool(image.max() < ALMOST_BLACK))
+    checked = Checked(
+        hashlib.sha256(data).digest(),
+        fingerprint(image),
+        black=bool(image.max() < ALMOST_BLACK),
+        frames=count_frames(io.BytesIO(data)),
+    )
     if not parts:
         return checked
     try:

@@ -35,7 +35,7 @@ def describe_folders(scan: Scan, every: bool) -> list[str]:
             roles |= dict.fromkeys(scan.parts_of_mask(line), "masks")
     counts = Counter((name.rpartition("/")[0] or ".", role) for name, role in roles.items())
     lines = [f"{folder}/ {n} images: {role}" for (folder, role), n in sorted(counts.items()) if every or role.startswith("left")]
-    return lines + [f"{folder}/ no image" for folder in scan.tree.empty_folders()] + scan.tree.describe_left_out()
+    return lines + [f"{folder}/ no image" for folder in scan.tree.empty_folders()]
 
 
 def table(scan: Scan, checked: dict[str, Checked]) -> str:

@@ -266,6 +266,12 @@ def test_odd_files_are_listed_under_their_names_and_can_be_read(root, prepare):
     assert np.abs(pixels["palette.png"].astype(int) - pixels["palette.png"].mean()).mean() > 5  # colours, not indices of them
 
 
+def test_further_pages_and_frames_are_counted_and_named(root, prepare):
+    other = [Image.fromarray(picture(70))]
+    save(root / "nut/train/good/pages.tif", encoded(Image.fromarray(picture(71)), "TIFF", save_all=True, append_images=other))
+    assert "left out: 1 with further pages or frames, of which only the first is read (nut/train/good/pages.tif)" in prepare()[0]
+
+
 def test_the_mask_of_an_image_turned_by_exif_is_as_large_as_the_turned_image(root, prepare):
     save(root / "nut/test/bent/1.jpg", ODD["turned by EXIF.jpg"])
     save(root / "nut/ground_truth/bent/1_mask.png", np.eye(80, 60, dtype=np.uint8))
