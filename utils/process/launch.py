@@ -16,8 +16,8 @@ SECONDS_TO_END = 30  # for the other processes after one has failed
 def launch(count: int, command: list[str]) -> int:
     """Run `python command` in `count` processes, with the environment that torchrun gives its own; returns the exit code.
 
-    The first process that fails decides the code, and the others are then asked to end. SIGTERM and SIGUSR1 are passed on;
-    Ctrl-C reaches the processes without help.
+    The first process that fails decides the code, and the others are then asked to end. SIGTERM, SIGUSR1 and SIGHUP are passed
+    on; Ctrl-C reaches the processes without help.
     """
     running: list[int] = []
 
@@ -26,8 +26,9 @@ def launch(count: int, command: list[str]) -> int:
             with suppress(ProcessLookupError):
                 os.kill(pid, number)
 
-    for number in (signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, send)
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+            signal.signal(number, send)
     signal.signal(signal.SIGALRM, lambda *_: send(signal.SIGKILL))
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": os.environ.get("MASTER_PORT") or free_port(), "WORLD_SIZE": str(count)}
     for rank in range(count):
