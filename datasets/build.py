@@ -24,6 +24,8 @@ def build_dataset(cfg: dict, split: str, seed: int = 0) -> ImageDataset:
     options |= {key: cfg[key] for key in ("input_size", "pixel_mean", "pixel_std")}
     pseudo_anomalies = cfg.get("pseudo_anomalies", False)
     if cfg["type"] == "custom":
+        if not cfg.get("meta_file"):
+            raise UserError(f"dataset.{split}.meta_file is missing: give the list that tools/prepare_data.py made")
         reader = ImageReader(**cfg["image_reader"]["kwargs"])
         transform = Transform(**options, color_mode=reader.color_mode)
         parts = {} if split == "test" else {"holdout": cfg.get("holdout", 0), "held_out": split == "holdout"}

@@ -91,7 +91,9 @@ class ImageReader:
         if color_mode not in COLOR_MODES:
             raise UserError(f"color_mode {color_mode!r} is not one of {', '.join(COLOR_MODES)}")
         if not Path(image_dir).is_dir():
-            raise UserError(f"{image_dir} is not a folder; set dataset.image_reader.kwargs.image_dir to where the images are")
+            raise UserError(
+                f"{image_dir} is not a folder; set dataset.image_reader.kwargs.image_dir to the --root of tools/prepare_data.py"
+            )
         self.image_dir = Path(image_dir)
         self.color_mode = color_mode
 

@@ -75,16 +75,31 @@ def _parse_line(line: str, where: str) -> dict:
         if len(parts) < 4:
             raise UserError(f'{where}: no "clsname", and {filename} is too short to hold it (CLASS/SPLIT/KIND/NAME)')
         clsname = parts[-4]
+    try:
+        check_class(clsname)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
     return {"filename": filename, "label": int(label), "maskname": maskname or None, "clsname": clsname}
+
+
+def check_class(clsname: str) -> None:
+    if clsname == "mean":
+        raise UserError("a class cannot be called 'mean', as results call the mean of all classes; rename it")
 
 
 def write_list(records: list[Record], path: str | Path) -> None:
     """Write a list and create its folder; the file appears complete or not at all."""
-    write_text(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+    write_text(path, "".join(_to_json(record) + "\n" for record in records))
+
+
+def _to_json(record: Record) -> str:
+    text = json.dumps(record, ensure_ascii=False)
+    return text if text.isprintable() else json.dumps(record)  # escaped, a name that is not UTF-8 survives
 
 
 def record(filename: str, label: int, clsname: str, maskname: str | None = None) -> Record:
-    """A line of a list. `label`: 0 good, 1 defective; only a defective image keeps its mask."""
+    """A line of a list. `label`: 0 good, 1 defective; only a defective image keeps its mask. UserError for a class 'mean'."""
+    check_class(clsname)
     line: Record = {"filename": filename, "label": label, "label_name": "defective" if label else "good"}
     return line | ({"maskname": maskname} if maskname and label else {}) | {"clsname": clsname}
 

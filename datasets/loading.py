@@ -156,10 +156,9 @@ def describe_lost_worker(error: Exception) -> str:
     text = str(error)
     if not any(sign in text for sign in ("DataLoader worker (pid", "/torch_", "ancdata", "unable to mmap", "shared memory")):
         return ""
-    return (
-        f"a loader worker was lost ({text.splitlines()[0][:150]}): it may lack memory, shared memory (docker's --shm-size) or "
-        "open files (ulimit -n); set dataset.workers=0, or fewer, or a smaller dataset.batch_size"
-    )
+    reason = text.strip().splitlines()[-1][:150]
+    cure = "it may lack memory, shared memory (docker's --shm-size) or open files (ulimit -n)"
+    return f"a loader worker was lost ({reason}): {cure}; set dataset.workers=0, or fewer, or a smaller dataset.batch_size"
 
 
 def collate_readable(items: list[dict[str, Any] | BadImage]) -> tuple[dict[str, Any], list[BadImage]]:

@@ -107,6 +107,9 @@ def main() -> None:
     paths = write(scan, args.out, args.per_class_dir, args.dry_run)
     print("\n".join([table(scan, checked), *describe_duplicates(scan, checked), *folders, *scan.tree.describe_left_out()]))
     print(f"{', '.join(path.name for path in paths[:3])}{' …' * (len(paths) > 3)}: {'not ' * args.dry_run}written to {args.out}")
+    if not scan.test:
+        old = "; the test.json there is of an earlier run" if (args.out / "test.json").exists() else ""
+        print(f"no image is left for test.json: training works without test images, an evaluation needs some{old}")
 
 
 if __name__ == "__main__":

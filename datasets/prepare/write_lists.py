@@ -50,12 +50,11 @@ def split_good(scan: Scan, checked: dict[str, Checked], share: float, seed: int)
 def write(scan: Scan, out: Path, per_class_dir: str | None = None, dry_run: bool = False) -> list[Path]:
     """Write joined masks, then train.json, test.json and, if images are held out, validation.json; returns the lists' paths.
 
-    `per_class_dir`: also out/NAME/test_CLASS.json; `dry_run` writes nothing. UserError, before anything is written, where train
-    or test is empty.
+    `per_class_dir`: also out/NAME/test_CLASS.json; `dry_run` writes nothing. UserError, before anything is written, where no
+    image is left to train with.
     """
-    for name, records in (("train", scan.train), ("test", scan.test)):
-        if not records:
-            raise UserError(f"no image is left for {name}.json: nothing is written")
+    if not scan.train:
+        raise UserError("no image is left for train.json: nothing is written")
     for maskname in () if dry_run else {line["maskname"] for line in scan.test if line.get("maskname") in scan.joined}:
         mask = read_joined_mask(ImageReader(str(scan.root)), scan.joined[maskname]) * np.uint8(255)
         png = cv2.imencode(".png", mask)[1].tobytes()

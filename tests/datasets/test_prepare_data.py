@@ -265,6 +265,13 @@ def test_photographs_without_folders_are_one_class_named_after_their_folder(tmp_
     assert len({row[0] for row in lists["train"] + lists["test"]}) == 10
 
 
+def test_without_a_test_share_there_is_a_training_list_only(tmp_path, prepare):
+    paint(tmp_path / "root", *(f"{i}.png" for i in range(9)))
+    lists, rows = prepare("folder", "--test_share", "0")
+    assert {name: len(rows) for name, rows in lists.items()} == {"train": 9}
+    assert "no image is left for test.json" in " ".join(rows[-1])
+
+
 def test_the_split_follows_from_the_seed(tmp_path, prepare):
     paint(tmp_path / "root", *(f"{i}.png" for i in range(30)))
     drawn = [prepare("folder", "--seed", seed)[0] for seed in ("0", "0", "1")]

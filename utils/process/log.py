@@ -63,7 +63,7 @@ def start_log(folder: str | Path, process: Process, name: str) -> None:
         return
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
-        file = LogFile(Path(folder) / f"{name}.log", encoding="utf-8")
+        file = LogFile(Path(folder) / f"{name}.log", encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise UserError(f"{folder}: the log cannot be written there ({error.strerror}); set saver.log_dir") from None
     file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
