@@ -101,14 +101,21 @@ class CustomDataset(ImageDataset):
 
 
 def choose_held_out(records: list[dict], share: float) -> set[str]:
-    """Names of about `share` of each class's normal images, never all of them.
+    """Names of about `share` of each class's normal images, never all of them; near-duplicates stay together.
 
-    The hash of a name decides. So the selection depends neither on the seed nor on the order of the list, changes little when
-    images are added or removed, and grows with the share without replacing images.
+    The hash of a name, or of its group, decides. So the selection depends neither on the seed nor on the order of the list,
+    changes little when images are added or removed, and grows with the share without replacing images.
     """
     chosen = set()
     for clsname in {record["clsname"] for record in records}:
-        names = {record["filename"] for record in records if record["clsname"] == clsname and record["label"] == 0}
-        ranked = sorted(names, key=lambda name: hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest())
-        chosen.update(ranked[: min(round(share * len(names)), len(names) - 1)])
+        groups: dict[str, set[str]] = {}
+        for record in records:
+            if record["clsname"] == clsname and record["label"] == 0:
+                groups.setdefault(record.get("group", record["filename"]), set()).add(record["filename"])
+        total = len(set().union(*groups.values()))
+        wanted = min(round(share * total), total - 1)
+        for name in sorted(groups, key=lambda name: hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest()):
+            if len(groups[name]) <= wanted:
+                wanted -= len(groups[name])
+                chosen |= groups[name]
     return chosen

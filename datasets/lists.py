@@ -3,8 +3,9 @@
     {"filename": "zipper/test/broken_teeth/000.png", "label": 1, "label_name": "defective",
      "maskname": "zipper/ground_truth/broken_teeth/000_mask.png", "clsname": "zipper"}
 
-label is 0 for a normal and 1 for a defective image. maskname is present only where a mask exists. Without clsname the class
-is the fourth part of the path from the end ("zipper" here).
+label is 0 for a normal and 1 for a defective image. maskname is present only where a mask exists, group, the same for
+near-duplicates, only where a split was drawn. Without clsname the class is the fourth part of the path from the end ("zipper"
+here).
 """
 
 import json
@@ -79,7 +80,8 @@ def _parse_line(line: str, where: str) -> dict:
         check_class(clsname)
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
-    return {"filename": filename, "label": int(label), "maskname": maskname or None, "clsname": clsname}
+    group = {"group": record["group"]} if isinstance(record.get("group"), str) else {}
+    return {"filename": filename, "label": int(label), "maskname": maskname or None, "clsname": clsname} | group
 
 
 def check_class(clsname: str) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 from datasets.images import ImageReader
 from datasets.lists import Record, write_list
 from datasets.prepare.checks import Checked, read_joined_mask
-from datasets.prepare.near_duplicates import group, split
+from datasets.prepare.near_duplicates import group, represent, split
 from datasets.prepare.scan import Scan, by_class
 from utils.errors import UserError
 from utils.files import write_atomically
@@ -37,12 +37,17 @@ def leave_out(scan: Scan, checked: dict[str, Checked]) -> Scan:
 
 
 def split_good(scan: Scan, checked: dict[str, Checked], share: float, seed: int) -> Scan:
-    """Move `share` of each class's unsplit images to test and the rest to training, near-duplicates to the same side."""
+    """Move about `share` of each class's unsplit images to test and the rest to training, near-duplicates to the same side.
+
+    Their content decides, so what was test stays test when images are added. A line's `group` is that of its near-duplicates.
+    """
     train, test, near_duplicates = list(scan.train), list(scan.test), {}
     for clsname, records in by_class(scan.unsplit).items():
-        groups = group(np.stack([checked[line["filename"]].fingerprint for line in records]))
-        for line, tested in zip(records, split(groups, share, seed), strict=True):
-            (test if tested else train).append(line)
+        results = [checked[line["filename"]] for line in records]
+        groups = group(np.stack([result.fingerprint for result in results]))
+        representatives = represent(groups, [result.digest for result in results])
+        for line, digest, tested in zip(records, representatives, split(representatives, share, seed), strict=True):
+            (test if tested else train).append(line | {"group": digest.hex()[:16]})
         near_duplicates[clsname] = sum(size for size in np.unique_counts(groups).counts if size > 1)
     return replace(scan, train=train, test=test, unsplit=[], near_duplicates=near_duplicates)
 
