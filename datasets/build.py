@@ -24,9 +24,12 @@ def build_dataset(cfg: dict, split: str, seed: int = 0) -> ImageDataset:
     options |= {key: cfg[key] for key in ("input_size", "pixel_mean", "pixel_std")} | {"crop": cfg.get("crop")}
     pseudo_anomalies = cfg.get("pseudo_anomalies", False)
     if cfg["type"] == "custom":
+        if not cfg.get("meta_file"):
+            raise UserError(f"dataset.{split}.meta_file is missing: give the list that tools/prepare_data.py made")
         reader = ImageReader(**cfg["image_reader"]["kwargs"])
         transform = Transform(**options, color_mode=reader.color_mode)
         parts = {} if split == "test" else {"holdout": cfg.get("holdout", 0), "held_out": split == "holdout"}
+        parts |= {} if split == "test" else {"on_defective_train": cfg.get("on_defective_train", "keep")}
         parts |= {"on_bad_image": cfg.get("on_bad_image", "stop"), "pseudo_anomalies": pseudo_anomalies}
         return CustomDataset(cfg["meta_file"], reader, transform, training, seed, cfg.get("class_name"), **parts)
     if cfg.get("holdout"):

@@ -1,20 +1,24 @@
 """A data set given as an image folder and a list of its images."""
 
 import hashlib
+import logging
 
 import numpy as np
 
 from datasets.base import ImageDataset, describe_file
 from datasets.images import ImageReader
-from datasets.lists import read_list
+from datasets.lists import read_numbered
 from datasets.transforms import Transform
 from utils.errors import UserError
+
+log = logging.getLogger("uniad")
 
 
 class CustomDataset(ImageDataset):
     """The images of the list `meta_file` (see `datasets.lists`), in its order; with `class_name` only that class.
 
     holdout: the share of each class's normal images that is excluded; with `held_out` the data set consists of exactly these.
+    on_defective_train: "stop" raises UserError for a line with label 1, "skip" leaves such lines out, "keep" takes them.
     """
 
     def __init__(
@@ -28,14 +32,23 @@ class CustomDataset(ImageDataset):
         holdout: float = 0.0,
         held_out: bool = False,
         on_bad_image: str = "stop",
+        on_defective_train: str = "keep",
         pseudo_anomalies: bool = False,
     ) -> None:
-        records = read_list(meta_file)
+        numbered = read_numbered(meta_file)
         if class_name is not None:
-            classes = sorted({record["clsname"] for record in records})
-            records = [record for record in records if record["clsname"] == class_name]
-            if not records:
+            classes = sorted({record["clsname"] for _, record in numbered})
+            numbered = [(number, record) for number, record in numbered if record["clsname"] == class_name]
+            if not numbered:
                 raise UserError(f"{meta_file} has no image of the class '{class_name}': its classes are {', '.join(classes)}")
+        records = [record for _, record in numbered]
+        if on_defective_train != "keep" and (defective := [place for place in numbered if place[1]["label"]]):
+            number, first = defective[0]
+            what = f"{len(defective)} defective images (label 1) to train on, first {meta_file}:{number}, {first['filename']}"
+            if on_defective_train == "stop" or len(defective) == len(records):
+                raise UserError(f"{what}; remove such lines, or set dataset.on_defective_train=skip")
+            log.warning("skipped: %s", what)
+            records = [record for record in records if not record["label"]]
         if holdout or held_out:
             chosen = choose_held_out(records, holdout)
             records = [record for record in records if (record["filename"] in chosen) == held_out]
@@ -88,14 +101,21 @@ class CustomDataset(ImageDataset):
 
 
 def choose_held_out(records: list[dict], share: float) -> set[str]:
-    """Names of about `share` of each class's normal images, never all of them.
+    """Names of about `share` of each class's normal images, never all of them; near-duplicates stay together.
 
-    The hash of a name decides. So the selection depends neither on the seed nor on the order of the list, changes little when
-    images are added or removed, and grows with the share without replacing images.
+    The hash of a name, or of its group, decides. So the selection depends neither on the seed nor on the order of the list,
+    changes little when images are added or removed, and grows with the share without replacing images.
     """
     chosen = set()
     for clsname in {record["clsname"] for record in records}:
-        names = {record["filename"] for record in records if record["clsname"] == clsname and record["label"] == 0}
-        ranked = sorted(names, key=lambda name: hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest())
-        chosen.update(ranked[: min(round(share * len(names)), len(names) - 1)])
+        groups: dict[str, set[str]] = {}
+        for record in records:
+            if record["clsname"] == clsname and record["label"] == 0:
+                groups.setdefault(record.get("group", record["filename"]), set()).add(record["filename"])
+        total = len(set().union(*groups.values()))
+        wanted = min(round(share * total), total - 1)
+        for name in sorted(groups, key=lambda name: hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest()):
+            if len(groups[name]) <= wanted:
+                wanted -= len(groups[name])
+                chosen |= groups[name]
     return chosen

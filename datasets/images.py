@@ -2,8 +2,9 @@
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import TypeAlias
+from typing import BinaryIO, TypeAlias
 
 import cv2
 import numpy as np
@@ -73,6 +74,13 @@ def shrink(rgb: np.ndarray, longest: int) -> np.ndarray:
     return cv2.resize(rgb, (max(1, round(w * scale)), max(1, round(h * scale))), interpolation=cv2.INTER_AREA)
 
 
+def count_frames(path: str | Path | BinaryIO) -> int:
+    """How many pages or frames the file holds; only the first is ever read. 1 where PIL cannot tell."""
+    with suppress(OSError, SyntaxError, ValueError, Image.DecompressionBombError), Image.open(path) as file:
+        return getattr(file, "n_frames", 1)
+    return 1
+
+
 class ImageReader:
     """Reads the images and masks in the folder `image_dir`; names are paths relative to it.
 
@@ -83,7 +91,9 @@ class ImageReader:
         if color_mode not in COLOR_MODES:
             raise UserError(f"color_mode {color_mode!r} is not one of {', '.join(COLOR_MODES)}")
         if not Path(image_dir).is_dir():
-            raise UserError(f"{image_dir} is not a folder; set dataset.image_reader.kwargs.image_dir to where the images are")
+            raise UserError(
+                f"{image_dir} is not a folder; set dataset.image_reader.kwargs.image_dir to the --root of tools/prepare_data.py"
+            )
         self.image_dir = Path(image_dir)
         self.color_mode = color_mode
 
@@ -93,11 +103,25 @@ class ImageReader:
         return convert_color(rgb, color_mode or self.color_mode)
 
     def read_mask(self, name: str) -> np.ndarray:
-        """The mask, H x W uint8: 1 where any colour channel is above 0. Raises UserError as `read_rgb` does."""
+        """The mask, H x W uint8, 1 where marked. Raises UserError as `read_rgb` does.
+
+        Marked is every value above the lowest one, 0 in most files, of colours, palette indices or an alpha channel; in a file of
+        lossy compression every value above half of the largest.
+        """
         # Colour and depth are kept, because both a grey conversion and a reduction to 8 bits can turn a small value into 0.
-        flags = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH
-        mask = _decode(self.image_dir / name, flags, self._full_name(name))  # H x W x 3
-        return (mask > 0).any(axis=2).astype(np.uint8)
+        path, flags = self.image_dir / name, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH
+        mask = _decode(path, flags, self._full_name(name)).max(axis=2)  # H x W
+        alpha = None
+        with suppress(OSError, SyntaxError, ValueError, Image.DecompressionBombError), Image.open(path) as file:
+            if file.mode == "P":
+                mask = np.asarray(ImageOps.exif_transpose(file))
+            elif file.mode in ("LA", "RGBA"):
+                alpha = np.asarray(ImageOps.exif_transpose(file).getchannel("A"))
+        if alpha is not None and alpha.shape == mask.shape and alpha.min() < alpha.max():
+            mask = alpha if mask.min() == mask.max() else np.where(alpha, mask, mask.min())
+        if _is_lossy(path):
+            return (mask > mask.max() / 2).astype(np.uint8)
+        return (mask > (mask.min() if mask.min() < mask.max() else 0)).astype(np.uint8)
 
     def exists(self, name: str) -> bool:
         return os.path.isfile(self.image_dir / name)
@@ -109,6 +133,12 @@ class ImageReader:
 
     def _full_name(self, name: str) -> str:
         return f"{name} in image_dir {self.image_dir}"
+
+
+def _is_lossy(path: Path) -> bool:
+    """Whether the file is a JPEG, JPEG 2000, AVIF or lossy WebP, whose values are not exactly those that were saved."""
+    start = path.read_bytes()[:16]
+    return start.startswith(b"\xff\xd8") or start[4:12] in (b"jP  \r\n\x87\n", b"ftypavif") or start[8:16] == b"WEBPVP8 "
 
 
 def _decode(path: str | Path, flags: int, name: str | None) -> np.ndarray:

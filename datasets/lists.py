@@ -3,20 +3,28 @@
     {"filename": "zipper/test/broken_teeth/000.png", "label": 1, "label_name": "defective",
      "maskname": "zipper/ground_truth/broken_teeth/000_mask.png", "clsname": "zipper"}
 
-label is 0 for a normal and 1 for a defective image. maskname is present only where a mask exists. Without clsname the class
-is the fourth part of the path from the end ("zipper" here).
+label is 0 for a normal and 1 for a defective image. maskname is present only where a mask exists, group, the same for
+near-duplicates, only where a split was drawn. Without clsname the class is the fourth part of the path from the end ("zipper"
+here).
 """
 
 import json
 import os
-from collections.abc import Collection, Iterator
-from pathlib import Path
+from collections import defaultdict, deque
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+import cv2
 
 from utils.errors import UserError
 from utils.files import write_text
 
-IMAGE_EXTENSIONS = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
+IMAGE_EXTENSIONS = {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".jp2", ".bmp", ".tif", ".tiff", ".webp", ".pgm", ".ppm", ".pnm"}
+IMAGE_EXTENSIONS |= {ending for ending in (".gif", ".avif") if cv2.haveImageWriter(f"x{ending}")}  # not in every build of OpenCV
+SYSTEM_FOLDERS = {"__macosx", "lost+found", "system volume information", "thumb", "thumbs", "thumbnails"}
 GOOD = "good"
+FURTHER_PAGES = "with further pages or frames, of which only the first is read"
 LAYOUT = "CLASS/train/good/*, CLASS/test/KIND/*, CLASS/ground_truth/KIND/*_mask.*"
 
 Record = dict[str, str | int]
@@ -27,13 +35,18 @@ def read_list(path: str | Path) -> list[dict]:
 
     UserError with file and line for an invalid list, and for an empty one.
     """
+    return [record for _, record in read_numbered(path)]
+
+
+def read_numbered(path: str | Path) -> list[tuple[int, dict]]:
+    """As `read_list`, each record with the number of its line."""
     try:
         lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
     except FileNotFoundError:
         raise UserError(f"there is no list {path}; tools/prepare_data.py makes one from a folder of images") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read the list {path}: {error}") from None
-    records = [_parse_line(line, f"{path}:{number}") for number, line in enumerate(lines, 1) if line.strip()]
+    records = [(number, _parse_line(line, f"{path}:{number}")) for number, line in enumerate(lines, 1) if line.strip()]
     if not records:
         raise UserError(f"the list {path} names no image")
     return records
@@ -63,16 +76,32 @@ def _parse_line(line: str, where: str) -> dict:
         if len(parts) < 4:
             raise UserError(f'{where}: no "clsname", and {filename} is too short to hold it (CLASS/SPLIT/KIND/NAME)')
         clsname = parts[-4]
-    return {"filename": filename, "label": int(label), "maskname": maskname or None, "clsname": clsname}
+    try:
+        check_class(clsname)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+    group = {"group": record["group"]} if isinstance(record.get("group"), str) else {}
+    return {"filename": filename, "label": int(label), "maskname": maskname or None, "clsname": clsname} | group
+
+
+def check_class(clsname: str) -> None:
+    if clsname == "mean":
+        raise UserError("a class cannot be called 'mean', as results call the mean of all classes; rename it")
 
 
 def write_list(records: list[Record], path: str | Path) -> None:
     """Write a list and create its folder; the file appears complete or not at all."""
-    write_text(path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+    write_text(path, "".join(_to_json(record) + "\n" for record in records))
+
+
+def _to_json(record: Record) -> str:
+    text = json.dumps(record, ensure_ascii=False)
+    return text if text.isprintable() else json.dumps(record)  # escaped, a name that is not UTF-8 survives
 
 
 def record(filename: str, label: int, clsname: str, maskname: str | None = None) -> Record:
-    """A line of a list. `label`: 0 good, 1 defective; only a defective image keeps its mask."""
+    """A line of a list. `label`: 0 good, 1 defective; only a defective image keeps its mask. UserError for a class 'mean'."""
+    check_class(clsname)
     line: Record = {"filename": filename, "label": label, "label_name": "defective" if label else "good"}
     return line | ({"maskname": maskname} if maskname and label else {}) | {"clsname": clsname}
 
@@ -160,15 +189,71 @@ def image_names(folder: Path) -> list[str]:
     return sorted(entry.name for entry in entries if _named_like_image(entry.name) and entry.is_file())
 
 
-def walk_images(folder: Path) -> Iterator[str]:
-    """Names, relative to the folder, of all visible images below it; links to folders are followed."""
-    seen = {os.path.realpath(folder)}
-    for path, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = [
-            name for name in folders if not name.startswith(".") and os.path.realpath(os.path.join(path, name)) not in seen
-        ]
-        seen.update(os.path.realpath(os.path.join(path, name)) for name in folders)  # a link may point to a parent folder
-        yield from ((Path(path) / name).relative_to(folder).as_posix() for name in files if _named_like_image(name))
+@dataclass
+class Tree:
+    """What lies below a folder: names relative to it, sorted folder by folder. `left_out` has the names by the reason."""
+
+    images: list[str] = field(default_factory=list)
+    folders: list[str] = field(default_factory=list)
+    left_out: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+
+    def empty_folders(self) -> list[str]:
+        """The uppermost folders without an image."""
+        filled = {parent.as_posix() for name in self.images for parent in PurePosixPath(name).parents}
+        return [name for name in self.folders if name not in filled and PurePosixPath(name).parent.as_posix() in filled]
+
+    def describe_left_out(self) -> list[str]:
+        """A line for each reason, with the first names."""
+        first = {why: ", ".join(names[:3]) + ", …" * (len(names) > 3) for why, names in self.left_out.items()}
+        return [f"left out: {len(names)} {why} ({first[why]})" for why, names in self.left_out.items()]
+
+
+def walk_images(root: str | Path, extensions: Collection[str] = IMAGE_EXTENSIONS, without: Collection[Path] = ()) -> Tree:
+    """All files below a folder whose names end like images (or as in `extensions`), except those in the folders `without`.
+
+    Links to folders are followed, each folder is read once, and under its own name rather than a link's.
+    """
+    tree, waiting = Tree(), deque([""])
+    excluded = {os.path.realpath(folder) for folder in without}
+    seen = {str(parent) for parent in Path(os.path.realpath(root)).parents}  # a link that leads there would not end
+    while waiting:
+        below = waiting.popleft()
+        real = os.path.realpath(os.path.join(root, below))
+        try:
+            names = sorted(os.listdir(real)) if real not in seen else None
+        except OSError as error:
+            tree.left_out[f"folders that cannot be read ({error.strerror})"].append(below or str(root))
+            continue
+        if names is None:
+            tree.left_out["linked folders that are read under another name"].append(below)
+            continue
+        seen.add(real)
+        if below:
+            tree.folders.append(below)
+        for name in names:
+            path, suffix = os.path.join(real, name), os.path.splitext(name)[1].lower()
+            is_folder = os.path.isdir(path)
+            if name.startswith("."):
+                why = "hidden"
+            elif is_folder and (name[0] in "@#$" or name.casefold() in SYSTEM_FOLDERS):
+                why = "folders of the system or of thumbnails"
+            elif is_folder and os.path.realpath(path) in excluded:
+                why = "folders of this output"
+            elif is_folder:
+                why = None
+                (waiting.append if os.path.islink(path) else waiting.appendleft)(join(below, name))  # links come last
+            elif suffix not in extensions:
+                why = f"of type {suffix}" if suffix else "without an extension"
+            elif not os.path.isfile(path):
+                why = "links to nothing, or no files"
+            else:
+                why = None
+                tree.images.append(join(below, name))
+            if why:
+                tree.left_out[why].append(join(below, name))
+    tree.images.sort(key=lambda name: (PurePosixPath(name).parts[:-1], name))
+    tree.folders.sort(key=lambda name: PurePosixPath(name).parts)
+    return tree
 
 
 def masks_by_stem(folder: Path) -> dict[str, str]:

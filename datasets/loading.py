@@ -3,8 +3,10 @@
 import logging
 import os
 import signal
+import tempfile
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from torch.utils.data import DataLoader, Dataset, default_collate
@@ -14,16 +16,21 @@ from utils.errors import UserError
 log = logging.getLogger("uniad")
 
 # macOS and Windows do not report the sender of a signal: there it ends a worker, and the run ends with an error.
-SIGNALS = {signal.SIGTERM, signal.SIGUSR1} if hasattr(signal, "sigwaitinfo") else set()
+SIGNALS = {signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP} if hasattr(signal, "sigwaitinfo") else set()
+PATIENCE = 45  # seconds without a batch before a run ends
+POLL = 1  # seconds; the least that torch can wait
+LONGEST_TMPDIR = 70  # bytes; workers make sockets below it, whose paths may have 107
 
 
 class ShieldedLoader(DataLoader):
-    """A DataLoader whose workers ignore SIGTERM and SIGUSR1, except a SIGTERM from the main process, which ends them."""
+    """A DataLoader whose workers ignore signals, except a SIGTERM from the main process, which ends them."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, worker_init_fn=obey_parent_only, **kwargs)
 
     def __iter__(self) -> Iterator[Any]:
+        if self.num_workers and len(os.fsencode(tempfile.gettempdir())) > LONGEST_TMPDIR:
+            tempfile.tempdir = next((folder for folder in ("/tmp", "/dev/shm") if os.access(folder, os.W_OK)), None)
         if not SIGNALS:
             return super().__iter__()
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # workers inherit the mask; here the signals stay pending
@@ -91,17 +98,19 @@ class SampleReader(Dataset):
 class ImageLoader(ShieldedLoader):
     """Batches of the readable samples; a batch without any is omitted.
 
-    `skipped` lists the bad images that this process met since the loader was last started. A warning gives the reason once per
-    run and image.
+    A worker that gives nothing for PATIENCE seconds ends the run with a UserError. Until then `while_waiting` is
+    called every second. `skipped` lists the bad images that this process met since the loader was last started. A warning gives
+    the reason once per run and image.
     """
 
     def __init__(self, dataset: SampleReader, **kwargs: Any) -> None:
-        super().__init__(dataset, collate_fn=collate_readable, **kwargs)
+        super().__init__(dataset, collate_fn=collate_readable, timeout=POLL if kwargs.get("num_workers") else 0, **kwargs)
         self.skipped: list[str] = []
+        self.while_waiting: Callable[[], None] = lambda: None
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         self.skipped = []
-        for batch, bad_images in super().__iter__():
+        for batch, bad_images in self._answers(super().__iter__()):
             for filename, reason in bad_images:
                 if filename not in self.skipped:
                     self.skipped.append(filename)
@@ -110,6 +119,46 @@ class ImageLoader(ShieldedLoader):
                     log.warning("skipped: %s", reason)
             if batch:
                 yield batch
+
+    def _answers(self, iterator: Iterator[Any]) -> Iterator[Any]:
+        """What the workers send; none is left behind where they are given up."""
+        started = time.monotonic()
+        while True:
+            try:
+                answer = next(iterator, None)
+            except RuntimeError as error:
+                if "DataLoader timed out" not in str(error):
+                    raise
+                try:
+                    self._check_patience(time.monotonic() - started)
+                except BaseException:
+                    for worker in iterator._workers:
+                        worker.kill()
+                    raise
+                continue
+            if answer is None:
+                return
+            yield answer
+            started = time.monotonic()
+
+    def _check_patience(self, waited: float) -> None:
+        if waited > PATIENCE:
+            raise UserError(
+                f"no loader worker has answered for {PATIENCE} seconds: the disk is slow or a worker hangs; set "
+                "dataset.workers=0, or a smaller dataset.batch_size"
+            )
+        if waited > 3 * POLL:
+            self.while_waiting()
+
+
+def describe_lost_worker(error: Exception) -> str:
+    """A line where `error` is the end of a loader worker or its want of memory; empty otherwise."""
+    text = str(error)
+    if not any(sign in text for sign in ("DataLoader worker (pid", "/torch_", "ancdata", "unable to mmap", "shared memory")):
+        return ""
+    reason = text.strip().splitlines()[-1][:150]
+    cure = "it may lack memory, shared memory (docker's --shm-size) or open files (ulimit -n)"
+    return f"a loader worker was lost ({reason}): {cure}; set dataset.workers=0, or fewer, or a smaller dataset.batch_size"
 
 
 def collate_readable(items: list[dict[str, Any] | BadImage]) -> tuple[dict[str, Any], list[BadImage]]:

@@ -17,11 +17,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from datasets.lists import lists_from_counts
+from datasets.lists import FURTHER_PAGES, lists_from_counts
 from datasets.prepare import KINDS, read_layout
 from datasets.prepare.checks import Checked, check_images, problems
 from datasets.prepare.scan import Scan, shorten
-from datasets.prepare.summary import describe_duplicates, table
+from datasets.prepare.summary import describe_duplicates, describe_folders, table
 from datasets.prepare.write_lists import leave_out, only_classes, split_good, write
 from utils.errors import UserError
 from utils.process.cli import run
@@ -42,12 +42,13 @@ def parse_arguments() -> argparse.Namespace:
         add("--classes", nargs="+", metavar="CLASS", help="only these classes")
         add("--per_class_dir", metavar="NAME", help="also write OUT/NAME/test_CLASS.json for each class")
         add("--skip_bad", action="store_true", help="leave out what cannot be read instead of stopping")
+        add("--dry_run", action="store_true", help="print what would be written, and write nothing")
         add("--workers", type=int, default=os.cpu_count(), metavar="N", help="images read at once (one per core)")
         if name == "mvtec":
             counts_help = "a table {class: {split: {kind: n}}} instead of images"
             source.add_argument("--counts", type=Path, metavar="FILE", help=counts_help)
         if name == "folder":
-            add("--good", metavar="NAME", help="the folder of good images (good, ok or normal)")
+            add("--good", metavar="NAME", help="the folder of good images (good, ok, normal, …); . for all images")
             add("--bad", metavar="NAME", help="the folder of defective images (every other folder beside it)")
             add("--test_share", type=float, default=0.2, metavar="X", help="share of the unsplit good images for test (0.2)")
             add("--seed", type=int, default=0, help="of that split (0)")
@@ -77,27 +78,38 @@ def report_bad(lines: list[str], skip: bool) -> None:
         raise UserError(f"{what} cannot be used (listed above): repair, remove, or use --skip_bad; nothing is written")
 
 
-def scan_images(args: argparse.Namespace) -> tuple[Scan, dict[str, Checked]]:
-    """Read the layout, check every image and split; returns the images for the lists and the result of each check."""
+def scan_images(args: argparse.Namespace) -> tuple[Scan, dict[str, Checked], list[str]]:
+    """Read the layout, check every image and split.
+
+    Returns the images for the lists, the result of each check, and what each folder was taken for.
+    """
     options = {"good": args.good, "bad": args.bad} if args.kind == "folder" else {}
     scan = read_layout(args.kind, args.root, **options)
     if args.classes:
         scan = only_classes(scan, args.classes)
+    folders = describe_folders(scan, every=args.kind == "folder")
     checked = check_images(scan, args.workers)
+    if pages := [name for name, result in checked.items() if result.frames > 1]:
+        scan.tree.left_out[FURTHER_PAGES] = pages
     report_bad(problems(scan, checked), args.skip_bad)
     scan = leave_out(scan, checked)
-    return split_good(scan, checked, args.test_share, args.seed) if args.kind == "folder" else scan, checked
+    if args.kind == "folder":
+        scan = split_good(scan, checked, args.test_share, args.seed)
+    return scan, checked, folders
 
 
 def main() -> None:
     args = parse_arguments()
     if getattr(args, "counts", None):
-        scan, checked = Scan(Path(), *lists_from_counts(read_counts(args.counts))), {}
+        scan, checked, folders = Scan(Path(), *lists_from_counts(read_counts(args.counts))), {}, []
     else:
-        scan, checked = scan_images(args)
-    paths = write(scan, args.out, args.per_class_dir)
-    print("\n".join([table(scan, checked), *describe_duplicates(scan, checked)]))
-    print(f"{', '.join(path.name for path in paths[:3])}{' …' * (len(paths) > 3)}: written to {args.out}")
+        scan, checked, folders = scan_images(args)
+    paths = write(scan, args.out, args.per_class_dir, args.dry_run)
+    print("\n".join([table(scan, checked), *describe_duplicates(scan, checked), *folders, *scan.tree.describe_left_out()]))
+    print(f"{', '.join(path.name for path in paths[:3])}{' …' * (len(paths) > 3)}: {'not ' * args.dry_run}written to {args.out}")
+    if not scan.test:
+        old = "; the test.json there is of an earlier run" if (args.out / "test.json").exists() else ""
+        print(f"no image is left for test.json: training works without test images, an evaluation needs some{old}")
 
 
 if __name__ == "__main__":

@@ -42,5 +42,5 @@ def check_writable(folder: str | Path) -> None:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write `text` as UTF-8, atomically."""
-    write_atomically(path, lambda file: file.write(text.encode()))
+    """Write `text` as UTF-8, atomically; a file name that is not UTF-8 keeps its bytes."""
+    write_atomically(path, lambda file: file.write(text.encode("utf-8", "surrogateescape")))

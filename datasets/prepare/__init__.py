@@ -27,7 +27,7 @@ class Kind:
 
 def _is_folder(root: Path) -> bool:
     has_layout_of_its_own = published.is_visa(root) or published.is_real_iad(root) or published.is_mvtec_loco(root)
-    return not has_layout_of_its_own and next(walk_images(root), None) is not None
+    return not has_layout_of_its_own and bool(walk_images(root).images)
 
 
 KINDS = {
@@ -68,8 +68,8 @@ KINDS = {
         published.read_mvtec,
     ),
     "folder": Kind(
-        "your own images: [CLASS/]{train/good,test/KIND}, or [CLASS/]{good,bad}, or [CLASS/]* where all are good",
-        "Masks: [CLASS/]ground_truth/KIND/NAME_mask.* or NAME.*; see the README, Your own photographs",
+        "your own images: [CLASS/]{train/good,test/KIND}, or [CLASS/]{good,KIND}, or [CLASS/]* where all are good",
+        "Masks: [CLASS/]ground_truth/KIND/NAME_mask.* or NAME.*. Usual other names serve too; docs/data.md lists them",
         _is_folder,
         read_folder,
     ),
@@ -82,7 +82,9 @@ def read_layout(kind: str, root: Path, **options: str | None) -> Scan:
         raise UserError(f"{root} is not a folder")
     if not KINDS[kind].is_there(root):
         raise UserError(f"{root} is not laid out as {kind}, {KINDS[kind].layout}: it holds {_contents(root)}{_hint(kind, root)}")
-    return KINDS[kind].read(root, **options)
+    scan = KINDS[kind].read(root, **options)
+    scan.tree = walk_images(root)
+    return scan
 
 
 def _contents(root: Path) -> str:

@@ -11,12 +11,13 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
-from datasets.images import ImageReader
+from datasets.images import ImageReader, count_frames
 from datasets.lists import Record
 from datasets.prepare.near_duplicates import fingerprint
 from datasets.prepare.scan import Scan
 from utils.errors import UserError
 
+ALMOST_FULL = 0.8  # of a mask's pixels are marked
 ALMOST_BLACK = 16  # of 255: a 16-bit file of a 12-bit camera stays below when it is read at 8 bits
 
 
@@ -28,6 +29,8 @@ class Checked:
     fingerprint: np.ndarray | None = None
     black: bool = False
     empty_mask: bool = False
+    full_mask: bool = False  # nearly
+    frames: int = 1  # or pages, of which only the first is read
     problem: str | None = None
     mask_problem: str | None = None
 
@@ -50,7 +53,7 @@ def problems(scan: Scan, checked: dict[str, Checked]) -> list[str]:
 
 
 def read_joined_mask(reader: ImageReader, parts: Iterable[str]) -> np.ndarray:
-    """H x W uint8, 1 where any of the masks is above 0; UserError where their sizes differ."""
+    """H x W uint8, 1 where any of the masks is marked; UserError where their sizes differ."""
     masks = {name: reader.read_mask(name) for name in parts}
     if len({mask.shape for mask in masks.values()}) > 1:
         sizes = ", ".join(f"{name} {mask.shape[1]} x {mask.shape[0]}" for name, mask in masks.items())
@@ -65,11 +68,17 @@ def _check(record: Record, parts: list[str], reader: ImageReader) -> Checked:
         data = (reader.image_dir / name).read_bytes()
         _check_complete(name, data)
         image = reader.read(name)  # H x W x 3
+        _check_is_no_mask(name, image)
     except UserError as error:
         return Checked(problem=str(error))
     except OSError as error:
         return Checked(problem=f"{name} cannot be read ({error.strerror})")
-    checked = Checked(hashlib.sha256(data).digest(), fingerprint(image), black=bool(image.max() < ALMOST_BLACK))
+    checked = Checked(
+        hashlib.sha256(data).digest(),
+        fingerprint(image),
+        black=bool(image.max() < ALMOST_BLACK),
+        frames=count_frames(io.BytesIO(data)),
+    )
     if not parts:
         return checked
     try:
@@ -77,7 +86,7 @@ def _check(record: Record, parts: list[str], reader: ImageReader) -> Checked:
         _check_size(name, image, record["maskname"], mask)
     except UserError as error:
         return replace(checked, mask_problem=str(error))
-    return replace(checked, empty_mask=not mask.any())
+    return replace(checked, empty_mask=not mask.any(), full_mask=bool(mask.mean() > ALMOST_FULL))
 
 
 def _check_complete(name: str, data: bytes) -> None:
@@ -89,6 +98,17 @@ def _check_complete(name: str, data: bytes) -> None:
         return  # PIL does not support this format or size: OpenCV decides
     except (OSError, SyntaxError, ValueError) as error:
         raise UserError(f"{name} is cut short or damaged ({error})") from None
+
+
+def _check_is_no_mask(name: str, image: np.ndarray) -> None:
+    """UserError for a picture of two values only, or of two far apart with the few between them that JPEG or resizing add."""
+    pixels = image.reshape(-1, 3)
+    others = pixels[(pixels != pixels[0]).any(axis=1)]
+    counts = np.bincount(pixels[:, 1], minlength=256)
+    second, first = np.argsort(counts)[-2:]
+    is_mask = abs(int(first) - int(second)) > 100 and counts[[first, second]].sum() > 0.9 * len(pixels) and counts[second] > 8
+    if is_mask or (len(others) and (others == others[0]).all()):
+        raise UserError(f"{name} holds two values only: it looks like a mask; move it to a folder ground_truth, or remove it")
 
 
 def _check_size(name: str, image: np.ndarray, maskname: str, mask: np.ndarray) -> None:

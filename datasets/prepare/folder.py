@@ -1,71 +1,172 @@
-"""A user's own images: already split, sorted into good and bad, or only photographs of good products."""
+"""A user's own images: the names of folders and files say which are good, which are defective and which are masks.
 
-from collections.abc import Collection
-from pathlib import Path
+All decisions are made on names, in three steps: which folders are classes, which files are masks, and what each class's folders
+hold. Where names allow two readings, UserError shows both and the option that chooses.
+"""
 
-from datasets.lists import Record, find_mask, image_names, join, masks_by_stem, record, records_of_class, subfolders, walk_images
+import re
+from collections import Counter, defaultdict
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+from datasets.lists import record, walk_images
+from datasets.prepare.names import FILLERS, MASKS, SPLITS, Names, is_called_masks, mask_stem, names_masks
 from datasets.prepare.scan import Scan
 from utils.errors import UserError
 
-GOOD_NAMES = ("good", "ok", "normal")
-BAD_NAMES = ("bad", "ng", "defect", "defects", "defective", "anomaly", "anomalies", "abnormal", "broken")
-MASKS = "ground_truth"
+
+class Image(NamedTuple):
+    """An image as its folders describe it."""
+
+    name: str
+    split: str | None  # train, test, validation; None: not split yet
+    kind: str  # the uppermost folder, below its class, that is no split; empty: it lies directly in the class or split
+    label: int | None  # None: no name says it
 
 
 def read_folder(root: Path, good: str | None = None, bad: str | None = None) -> Scan:
-    """Each folder in root is a class; root itself is the only class if it holds images, a folder of good images, or train/.
+    """Each folder in root is a class; root itself is the only class if it holds images, good/, masks/ or train/.
 
-    A class has one of three layouts: train/good/* and test/KIND/*; a folder of good images beside other folders, each a kind of
-    defect; or images that all count as good. The last two may have subfolders. The mask of KIND/NAME.* is
-    ground_truth/KIND/NAME_mask.* or NAME.*. `good` names the folder of good images (default: one of GOOD_NAMES), `bad` the only
-    folder of defective images (default: all others). Case does not matter.
+    A class has one of three layouts: {train,test}/KIND/*; a folder of good images beside other folders, each a kind of defect; or
+    images that all count as good. `good` names the folder of good images, or is "." where all images are good; `bad` names the
+    only folder of defective images.
     """
-    names = (good.casefold(),) if good else GOOD_NAMES
-    scan = Scan(root)
-    is_class = bool(image_names(root)) or (root / "train").is_dir() or _find(root, names) is not None
-    for folder in [""] if is_class else subfolders(root):
-        clsname = folder or root.absolute().name
-        good_folder = _find(root / folder, names)
-        if (root / folder / "train").is_dir():
-            scan.add(*records_of_class(root, folder, clsname, names))
-        elif good_folder is not None:
-            scan.unsplit += _records(root, folder, good_folder, 0, clsname)
-            others = [name for name in subfolders(root / folder) if name not in (good_folder, MASKS)]
-            for kind in [name for name in others if bad is None or name.casefold() == bad.casefold()]:
-                scan.test += _records(root, folder, kind, 1, clsname)
+    names, scan, images = Names(good, bad), Scan(root), walk_images(root).images
+    for option, own in (("--good", good), ("--bad", bad)):
+        if own not in (None, ".") and not any(own.casefold() == part.casefold() for name in images for part in _folders(name)):
+            raise UserError(f"{root}: there is no folder '{own}' with images in it ({option})")
+    masks_above, is_class = _first_level(root, images, names)
+    masks, classes = [], defaultdict(list)
+    stems = {(PurePosixPath(name).parent, PurePosixPath(name).stem.casefold()) for name in images}
+    for name in images:
+        folders, place = _folders(name), PurePosixPath(name)
+        is_twin = mask_stem(name) != place.stem.casefold() and (place.parent, mask_stem(name)) in stems
+        if is_twin or masks_above & {*folders[:1]} or any(map(names_masks, folders[not is_class :])):
+            masks.append(name)
         else:
-            _check_all_good(root, folder)
-            scan.unsplit += _records(root, folder, "", 0, clsname)
-    if bad is not None and not any(line["label"] for line in scan.test):
-        raise UserError(f"{root}: there is no folder '{bad}' with images beside a folder of good ones ({', '.join(names)})")
+            classes["" if is_class else folders[0]].append(name)
+    if not classes:
+        raise UserError(f"{root} holds masks only: their folders or names say so ({masks[0]})")
+    for folder, members in classes.items():
+        _read_class(scan, folder, [_describe(name, not is_class, names) for name in members], names)
+    _add_masks(scan, masks, is_class)
     return scan
 
 
-def _find(folder: Path, names: Collection[str]) -> str | None:
-    """The name of the folder of good images in a class's folder."""
-    return next((name for name in subfolders(folder) if name.casefold() in names), None)
+def _folders(name: str) -> list[str]:
+    return name.split("/")[:-1]
 
 
-def _records(root: Path, folder: str, kind: str, label: int, clsname: str) -> list[Record]:
-    """All images below a kind's folder. A mask has the same path below ground_truth as its image has below the class's folder."""
-    records = []
-    masks: dict[str, dict[str, str]] = {}
-    for name in sorted(walk_images(root / folder / kind)):
-        filename = join(kind, name)
-        below = join(MASKS, filename.rpartition("/")[0])
-        if label and below not in masks:
-            masks[below] = masks_by_stem(root / folder / below)
-        maskname = find_mask(masks[below], name) if label else None
-        records.append(record(join(folder, filename), label, clsname, maskname and join(folder, below, maskname)))
-    return records
+def _first_level(root: Path, images: list[str], names: Names) -> tuple[set[str], bool]:
+    """Which folders in root hold masks, and whether root itself is the only class."""
+    inner: defaultdict[str, set[str]] = defaultdict(set)  # first folder: the folders in it
+    for folders in map(_folders, images):
+        if folders:
+            inner[folders[0]].update(folders[1:2])
+    has_layout = {first: any(names.split(part) or names.label(part) == 0 for part in parts) for first, parts in inner.items()}
+    masks = {first for first in inner if names_masks(first) and (is_called_masks(first) or not has_layout[first])}
+    if any(names.split(first) or (names.label(first) == 0 and not has_layout[first]) for first in inner.keys() - masks):
+        return masks, True
+    classes = [first for first in inner if first not in masks and has_layout[first]]
+    direct = [name for name in images if "/" not in name]
+    if direct and (classes or (inner.keys() - masks and names.good != ".")):
+        raise UserError(
+            f"{root} holds images ({direct[0]}) beside folders ({', '.join(sorted(inner.keys() - masks)[:3])}): if each "
+            "folder is a class, move the images into one; if everything is one class of good images, use --good ."
+        )
+    return masks, bool(direct or (masks and not classes))
 
 
-def _check_all_good(root: Path, folder: str) -> None:
-    """UserError where a folder whose images would count as good has a name that suggests defects."""
-    parts = [folder, *(part for name in walk_images(root / folder) for part in name.split("/")[:-1])]
-    for part in parts:
-        if part.casefold() in BAD_NAMES:
-            raise UserError(
-                f"{root / folder}: '{part}' sounds like defective images, but beside it there is no folder of good ones "
-                f"({', '.join(GOOD_NAMES)}); name that folder with --good, or move images that lie beside folders"
-            )
+def _describe(name: str, in_class: bool, names: Names) -> Image:
+    parts = _folders(name)[in_class:]
+    kinds = [part for part in parts if names.is_kind(part)]
+    labels = {names.label(part) for part in parts} - {None}
+    if len(labels) > 1:
+        raise UserError(f"{name}: its folders say both good and defective; rename one, or move the image")
+    split = next(filter(None, map(names.split, parts)), None)
+    return Image(name, split, kinds[0] if kinds else "", labels.pop() if labels else None)
+
+
+def _read_class(scan: Scan, folder: str, images: list[Image], names: Names) -> None:
+    where, clsname = scan.root / folder, folder or scan.root.resolve().name or "root"
+    if folder and names.label(folder) == 1 and names.good is None:
+        raise UserError(
+            f"{where}: '{folder}' sounds like defective images; if it is a class, name the folder of its good images with --good "
+            "NAME (. for all); else move it beside a folder of good ones"
+        )
+    splits, kinds = {image.split for image in images} - {None}, {(image.split, image.kind) for image in images if image.kind}
+    beside = {split for split, _ in kinds} | ({None} if splits else set())  # where an image without a folder says nothing
+    images = [
+        image._replace(label=0)
+        if image.label is None
+        and image.split in (None, "train")
+        and (names.good == "." or not (image.kind or image.split in beside))
+        else image
+        for image in images
+    ]
+    has_good, unknown = any(image.label == 0 and image.split in (None, "train") for image in images), []
+    for image in images:
+        label = 1 if image.label is None and image.kind and has_good else image.label  # an unknown name is a kind of defect
+        if image.split is None and image.kind and splits:
+            scan.left_out[image.name] = f"beside {', '.join(sorted(splits))}"
+        elif label and names.bad is not None and names.bad.casefold() not in image.name.casefold().split("/"):
+            scan.left_out[image.name] = f"not in {names.bad}"
+        elif label and (image.split == "train" or (image.split == "validation" and "test" in splits)):
+            scan.left_out[image.name] = f"defective, in {image.split}"
+        elif label is None:
+            unknown.append(image)
+        else:
+            line = record(image.name, label, clsname)
+            if image.split is None:
+                (scan.test if label else scan.unsplit).append(line)
+            elif image.split == "validation" and "test" in splits:
+                scan.validation.append(line)
+            else:
+                (scan.train if image.split == "train" else scan.test).append(line)
+    if unknown:
+        raise UserError(_question(where, unknown, images))
+    if not has_good:
+        found = ", ".join(sorted({image.kind or image.name for image in images})[:5])
+        raise UserError(f"{where}: there is no folder of good images to train with ({found}); name it with --good NAME")
+
+
+def _question(where: Path, unknown: list[Image], images: list[Image]) -> str:
+    """Why a class cannot be read: both readings and the options that choose."""
+    kinds = sorted({image.kind for image in images if image.kind})
+    direct = next((image.name for image in unknown if not image.kind), None)
+    if direct:
+        beside = f" beside {', '.join(kinds[:3])}" if kinds else ""
+        return f"{where}: {direct} lies{beside} where no folder says whether it is good or defective; move it into such a folder"
+    either = (
+        f"{where}: no name says which of its folders ({', '.join(kinds[:5])}) are good: if one of them holds the good images "
+    )
+    either += f"and the others defects, use --good NAME (such as --good {unknown[0].kind!r})"
+    return either if any(image.label == 1 for image in images) else f"{either}; if all of them are good, use --good ."
+
+
+def _add_masks(scan: Scan, masks: list[str], is_class: bool) -> None:
+    """Give each defective image its mask: the same path without the names of splits and masks, or the only image of its stem."""
+    by_key: dict[tuple, str] = {}
+    for name in sorted(masks, key=lambda name: mask_stem(name) == PurePosixPath(name).stem.casefold()):  # NAME_mask comes first
+        if by_key.setdefault(_key(name, mask_stem(name)), name) != name:
+            scan.left_out[name] = "second masks of an image"
+    records = list(scan.records())
+    stems = {line["filename"]: PurePosixPath(line["filename"]).stem.casefold() for line in records}
+    of_stem = Counter((line["clsname"], stems[line["filename"]]) for line in records)
+    for line in records:
+        stem = stems[line["filename"]]
+        key = _key(line["filename"], stem)
+        flat = (*key[: 1 - is_class], stem)
+        mask = by_key.pop(key, None) or (of_stem[line["clsname"], stem] == 1 and by_key.pop(flat, None))
+        if mask and line["label"]:
+            line |= {"maskname": mask, "clsname": line.pop("clsname")}  # clsname stays last
+        elif mask:
+            scan.left_out[mask] = "masks of good images"
+    scan.left_out |= dict.fromkeys(by_key.values(), "masks without an image")
+
+
+def _key(name: str, stem: str) -> tuple[str, ...]:
+    """What a mask shares with its image: the folders without words such as test, images and masks, and the stem."""
+    texts = [" ".join(re.findall(r"[^\W_]+", part.casefold())).replace("ground truth", "gt") for part in _folders(name)]
+    kept = [" ".join(word for word in text.split() if word not in MASKS | FILLERS | SPLITS.keys()) for text in texts]
+    return (*filter(None, kept), stem)

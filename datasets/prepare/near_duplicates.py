@@ -1,5 +1,7 @@
 """Finds near-duplicates (shots of a burst, resized copies) and splits images so that they stay on one side."""
 
+import hashlib
+
 import cv2
 import numpy as np
 
@@ -26,14 +28,22 @@ def group(fingerprints: np.ndarray) -> np.ndarray:
     return groups
 
 
-def split(groups: np.ndarray, share: float, seed: int) -> np.ndarray:
-    """N bool, True for test: whole groups drawn at random, about `share` of all images and at least one where possible."""
-    wanted = max(1, round(share * len(groups))) if share else 0
-    chosen: list[int] = []
-    count = 0
-    for number in np.random.default_rng(seed).permutation(np.unique(groups)):
-        size = int((groups == number).sum())
-        if count + size <= wanted and size < len(groups):
-            chosen.append(number)
-            count += size
-    return np.isin(groups, chosen)
+def represent(groups: np.ndarray, digests: list[bytes]) -> list[bytes]:
+    """For each image the smallest digest of its group: what a split by content goes by."""
+    smallest: dict[int, bytes] = {}
+    for number, digest in zip(groups.tolist(), digests, strict=True):
+        smallest[number] = min(digest, smallest.get(number, digest))
+    return [smallest[number] for number in groups.tolist()]
+
+
+def split(representatives: list[bytes], share: float, seed: int) -> np.ndarray:
+    """N bool, True for test: whole groups, about `share` of all images, and at least one group where there are two.
+
+    Each group's hash decides for itself, so images that come later move no others.
+    """
+    places = {
+        digest: int.from_bytes(hashlib.sha256(b"%d %b" % (seed, digest)).digest()[:8], "big") for digest in {*representatives}
+    }
+    ranked = sorted(places, key=places.__getitem__) if share else []
+    chosen = {digest for rank, digest in enumerate(ranked[:-1]) if rank == 0 or places[digest] < share * 2**64}
+    return np.array([digest in chosen for digest in representatives])

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 from pathlib import Path
 
 from datasets.lists import image_names, join, lists_from_tree, record, records_of_class, subfolders
@@ -16,7 +17,7 @@ REAL_IAD_IMAGES = ("realiad_256", "realiad_512", "realiad_1024")  # the smallest
 
 def _classes_with(root: Path, *folders: str) -> list[str]:
     """Names of the folders in root that hold all of these, e.g. "train/good"."""
-    return [name for name in subfolders(root) if all((root / name / folder).is_dir() for folder in folders)]
+    return [name for name in subfolders(root) if all(os.path.isdir(root / name / folder) for folder in folders)]
 
 
 # --- MVTec-AD, MPDD, BTAD, MVTec LOCO: the folders say everything ---

@@ -2,10 +2,10 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from datasets.lists import Record
+from datasets.lists import Record, Tree
 
 
 @dataclass
@@ -14,7 +14,8 @@ class Scan:
 
     `validation` holds good images that the layout keeps out of training, `unsplit` good images that it assigns to neither
     training nor test. `joined` names masks that are still to be written, each with the masks whose union it is. All names are
-    relative to root. `near_duplicates` counts for each class the images that the split kept together.
+    relative to root. `near_duplicates` counts for each class the images that the split kept together; `left_out` says why the
+    reader uses an image in none of the lists; `tree` is all that lies below root.
     """
 
     root: Path
@@ -24,6 +25,8 @@ class Scan:
     unsplit: list[Record] = field(default_factory=list)
     joined: dict[str, list[str]] = field(default_factory=dict)
     near_duplicates: dict[str, int] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
+    tree: Tree = field(default_factory=Tree)
 
     def add(self, train: Iterable[Record], test: Iterable[Record]) -> None:
         self.train += train
@@ -36,7 +39,7 @@ class Scan:
         """A copy in which every record is changed, or left out where `change` returns None."""
         lists = (self.train, self.test, self.validation, self.unsplit)
         changed = [[new for record in records if (new := change(record)) is not None] for records in lists]
-        return Scan(self.root, *changed, joined=self.joined)
+        return replace(self, **dict(zip(("train", "test", "validation", "unsplit"), changed, strict=True)))
 
     def parts_of_mask(self, record: Record) -> list[str]:
         """The files that a record's mask consists of; empty where it has no mask."""

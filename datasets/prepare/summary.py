@@ -25,6 +25,19 @@ def describe_duplicates(scan: Scan, checked: dict[str, Checked]) -> list[str]:
     return shorten([f"the same file: {line['filename']} (test) and {name} (training)" for line, name in pairs], MAX_PAIRS)
 
 
+def describe_folders(scan: Scan, every: bool) -> list[str]:
+    """A line a folder and what its images were taken for; only what is left out, unless `every`."""
+    roles = dict.fromkeys(scan.tree.images, "left out") | {name: f"left out ({why})" for name, why in scan.left_out.items()}
+    lists = ((scan.train, "good, for training"), (scan.test, "good, for testing"), (scan.validation, "good, held out"))
+    for records, good in (*lists, (scan.unsplit, "good")):
+        for line in records:
+            roles[line["filename"]] = "defective" if line["label"] else good
+            roles |= dict.fromkeys(scan.parts_of_mask(line), "masks")
+    counts = Counter((name.rpartition("/")[0] or ".", role) for name, role in roles.items())
+    lines = [f"{folder}/ {n} images: {role}" for (folder, role), n in sorted(counts.items()) if every or role.startswith("left")]
+    return lines + [f"{folder}/ no image" for folder in scan.tree.empty_folders()]
+
+
 def table(scan: Scan, checked: dict[str, Checked]) -> str:
     """A row a class and one of sums: the number of images in each list, and notes. `checked` is empty where no image was read."""
     copies = Counter(line["clsname"] for line, _ in duplicates(scan, checked))
@@ -43,6 +56,7 @@ def table(scan: Scan, checked: dict[str, Checked]) -> str:
             "held out in validation.json": len(held_out[clsname]),
             "defective without mask": sum("maskname" not in line for line in defective),
             "empty masks": sum(result.empty_mask for result in results),
+            "nearly full masks (inverted?)": sum(result.full_mask for result in results),
             "also in training": copies[clsname],
             "nearly black (fewer than 8 bits used?)": sum(result.black for result in results),
             "near-duplicates kept on one side": scan.near_duplicates.get(clsname, 0),

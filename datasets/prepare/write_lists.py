@@ -9,7 +9,7 @@ import numpy as np
 from datasets.images import ImageReader
 from datasets.lists import Record, write_list
 from datasets.prepare.checks import Checked, read_joined_mask
-from datasets.prepare.near_duplicates import group, split
+from datasets.prepare.near_duplicates import group, represent, split
 from datasets.prepare.scan import Scan, by_class
 from utils.errors import UserError
 from utils.files import write_atomically
@@ -37,25 +37,30 @@ def leave_out(scan: Scan, checked: dict[str, Checked]) -> Scan:
 
 
 def split_good(scan: Scan, checked: dict[str, Checked], share: float, seed: int) -> Scan:
-    """Move `share` of each class's unsplit images to test and the rest to training, near-duplicates to the same side."""
+    """Move about `share` of each class's unsplit images to test and the rest to training, near-duplicates to the same side.
+
+    Their content decides, so what was test stays test when images are added. A line's `group` is that of its near-duplicates.
+    """
     train, test, near_duplicates = list(scan.train), list(scan.test), {}
     for clsname, records in by_class(scan.unsplit).items():
-        groups = group(np.stack([checked[line["filename"]].fingerprint for line in records]))
-        for line, tested in zip(records, split(groups, share, seed), strict=True):
-            (test if tested else train).append(line)
+        results = [checked[line["filename"]] for line in records]
+        groups = group(np.stack([result.fingerprint for result in results]))
+        representatives = represent(groups, [result.digest for result in results])
+        for line, digest, tested in zip(records, representatives, split(representatives, share, seed), strict=True):
+            (test if tested else train).append(line | {"group": digest.hex()[:16]})
         near_duplicates[clsname] = sum(size for size in np.unique_counts(groups).counts if size > 1)
     return replace(scan, train=train, test=test, unsplit=[], near_duplicates=near_duplicates)
 
 
-def write(scan: Scan, out: Path, per_class_dir: str | None = None) -> list[Path]:
+def write(scan: Scan, out: Path, per_class_dir: str | None = None, dry_run: bool = False) -> list[Path]:
     """Write joined masks, then train.json, test.json and, if images are held out, validation.json; returns the lists' paths.
 
-    `per_class_dir`: also out/NAME/test_CLASS.json. UserError, before anything is written, where train or test is empty.
+    `per_class_dir`: also out/NAME/test_CLASS.json; `dry_run` writes nothing. UserError, before anything is written, where no
+    image is left to train with.
     """
-    for name, records in (("train", scan.train), ("test", scan.test)):
-        if not records:
-            raise UserError(f"no image is left for {name}.json: nothing is written")
-    for maskname in {line["maskname"] for line in scan.test if line.get("maskname") in scan.joined}:
+    if not scan.train:
+        raise UserError("no image is left for train.json: nothing is written")
+    for maskname in () if dry_run else {line["maskname"] for line in scan.test if line.get("maskname") in scan.joined}:
         mask = read_joined_mask(ImageReader(str(scan.root)), scan.joined[maskname]) * np.uint8(255)
         png = cv2.imencode(".png", mask)[1].tobytes()
         write_atomically(scan.root / maskname, lambda file, png=png: file.write(png))
@@ -66,6 +71,6 @@ def write(scan: Scan, out: Path, per_class_dir: str | None = None) -> list[Path]
             nameless = [{key: value for key, value in line.items() if key != "clsname"} for line in records]
             lists[out / per_class_dir / f"test_{clsname}.json"] = nameless
     lists = {path: records for path, records in lists.items() if records}
-    for path, records in lists.items():
+    for path, records in () if dry_run else lists.items():
         write_list(sorted(records, key=lambda line: (line.get("clsname", ""), line["filename"])), path)
     return list(lists)

@@ -1,6 +1,7 @@
 """Samples and batches of a custom data set."""
 
 import json
+import logging
 import traceback
 from pathlib import Path
 
@@ -81,6 +82,20 @@ def test_a_sample_is_the_documented_dict(folder):
     assert 0 < sample["mask"].sum() < 256
     expected = {"label": 1, "clsname": "nut", "filename": "nut/test/bent/5.png", "height": 25, "width": 26, "index": 5}
     assert {key: sample[key] for key in expected} == expected
+
+
+def test_a_defective_image_in_the_training_list_stops_with_its_line_or_is_skipped_and_counted(folder, caplog, monkeypatch):
+    cfg = config(folder, on_defective_train="stop")
+    with pytest.raises(UserError, match=r"2 defective images .*list\.json:5, nut/test/bent/4\.png; .*on_defective_train=skip"):
+        build_dataset(cfg, "train")
+    assert len(build_dataset(cfg, "test")) == 6
+    monkeypatch.setattr(logging.getLogger("uniad"), "propagate", True)
+    good = build_dataset(cfg | {"on_defective_train": "skip"}, "train")
+    assert good.filenames == [f"nut/train/good/{i}.png" for i in range(4)]
+    assert "skipped: 2 defective images" in caplog.text
+    write_lines(folder, read_lines(folder)[4:])
+    with pytest.raises(UserError, match="2 defective images"):
+        build_dataset(cfg | {"on_defective_train": "skip"}, "train")
 
 
 def test_samples_stand_in_the_order_of_the_lines_and_without_mask_have_an_empty_one(folder):

@@ -1,12 +1,15 @@
 """Lists of images: reading, writing, and making them from a folder tree or a count table."""
 
 import json
+import os
 from collections import Counter
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from datasets.lists import lists_from_counts, lists_from_tree, read_list, records_of_class, walk_images, write_list
+from datasets.lists import lists_from_counts, lists_from_tree, read_list, record, records_of_class, walk_images, write_list
 from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -110,8 +113,8 @@ def test_a_tree_can_be_reduced_to_some_classes(tmp_path):
 def test_the_records_of_a_tree_and_of_its_counts_are_the_same(tmp_path):
     counts = {"nut": {"train": {"good": 3}, "test": {"good": 1, "bent": 2}}, "bolt": {"train": {"good": 1}, "test": {"cut": 1}}}
     train, test = lists_from_counts(counts)
-    for record in train + test:
-        touch(tmp_path, record["filename"], *([record["maskname"]] if "maskname" in record else []))
+    for line in train + test:
+        touch(tmp_path, line["filename"], *([line["maskname"]] if "maskname" in line else []))
     assert lists_from_tree(tmp_path) == (train, test)
 
 
@@ -156,7 +159,14 @@ def test_images_are_found_at_any_depth_and_behind_links_but_not_in_hidden_folder
     touch(tmp_path, "elsewhere/4.png")
     (tmp_path / "root" / "link").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "root" / "a" / "up").symlink_to(tmp_path / "root")  # leads back: must not go on for ever
-    assert sorted(walk_images(tmp_path / "root")) == ["0.png", "a/b/1.JPG", "link/4.png"]
+    (tmp_path / "root" / "A").symlink_to(tmp_path / "root" / "a")  # the folder itself comes first, whatever the order of names
+    tree = walk_images(tmp_path / "root")
+    assert tree.images == ["0.png", "a/b/1.JPG", "link/4.png"]
+    assert tree.left_out == {
+        "hidden": [".cache", "a/.3.png"],
+        "of type .txt": ["a/notes.txt"],
+        "linked folders that are read under another name": ["A", "a/up"],
+    }
 
 
 def test_an_unknown_class_is_an_error(tmp_path):
@@ -240,6 +250,41 @@ def test_a_wrong_line_is_named_with_file_and_number(tmp_path, line, message):
         read_list(path)
     assert str(caught.value).startswith(f"{path}:2: ")
     assert message in str(caught.value)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.one_of(st.binary(), st.text().map(lambda text: text.encode("utf-8", "surrogatepass")), st.just(b"[" * 100_000)))
+def test_any_bytes_as_a_list_give_one_line(tmp_path_factory, content):
+    path = tmp_path_factory.getbasetemp() / "any.json"
+    path.write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        read_list(path)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.text(st.characters(), min_size=1), st.text(min_size=1).filter(lambda text: text != "mean"))
+def test_any_name_and_class_survive_a_list(tmp_path_factory, name, clsname):
+    path = tmp_path_factory.getbasetemp() / "names.json"
+    write_list([record(name, 0, clsname)], path)
+    assert [(line["filename"], line["clsname"]) for line in read_list(path)] == [(name, clsname)]
+
+
+def test_a_name_that_is_not_utf_8_survives_a_list(tmp_path):
+    name = os.fsdecode(b"Geh\xe4use.png")
+    write_list([record(name, 0, "nut")], tmp_path / "l.json")
+    assert os.fsencode(read_list(tmp_path / "l.json")[0]["filename"]) == b"Geh\xe4use.png"
+
+
+@pytest.mark.parametrize(
+    "line", ['{"filename": "a.png", "label": 0, "clsname": "mean"}', '{"filename": "mean/b/c/d.png", "label": 0}']
+)
+def test_a_class_cannot_be_called_as_the_mean_of_all(tmp_path, line):
+    (tmp_path / "l.json").write_text(line)
+    with pytest.raises(UserError, match=r"l\.json:1: a class cannot be called 'mean'"):
+        read_list(tmp_path / "l.json")
+    with pytest.raises(UserError, match="a class cannot be called 'mean'"):
+        record("a.png", 0, "mean")
 
 
 def test_a_missing_empty_or_foreign_list_is_named(tmp_path):

@@ -230,14 +230,14 @@ def test_own_images_sorted_into_good_and_bad(tmp_path, prepare, folder):
     lists, rows = prepare("folder")
     clsname = folder.strip("/") or "root"
     good = [row for row in lists["test"] if row[1] == 0]
-    assert (len(lists["train"]), len(good)) == (16, 4)
+    assert 1 <= len(good) < len(lists["train"])
     assert sorted(row[0] for row in lists["train"] + good) == names
     assert [row for row in lists["test"] if row[1] == 1] == [
         (f"{folder}bad/0.png", 1, None, clsname),
         (f"{folder}bad/late/1.png", 1, f"{folder}ground_truth/bad/late/1.png", clsname),
         (f"{folder}scratch/2.png", 1, f"{folder}ground_truth/scratch/2_mask.png", clsname),
     ]
-    assert rows[1][:5] == [clsname, "16", "4", "3", "2"]
+    assert rows[1][:5] == [clsname, str(len(lists["train"])), str(len(good)), "3", "2"]
     assert {row[3] for row in lists["train"]} == {clsname}
 
 
@@ -246,23 +246,41 @@ def test_the_folders_of_good_and_bad_images_can_be_named(tmp_path, prepare):
     lists, _ = prepare("folder", "--good", "pass", "--bad", "FAIL", "--test_share", "0.4")
     assert [row[0] for row in lists["test"] if row[1]] == ["fail/0.png"]
     assert [len(lists["train"]), len(lists["test"])] == [3, 3]
-    with pytest.raises(UserError, match="there is no folder 'broken' with images beside a folder of good ones"):
+    with pytest.raises(UserError, match="there is no folder 'broken' with images in it"):
         prepare("folder", "--good", "pass", "--bad", "broken")
 
 
 def test_photographs_are_all_good_and_a_share_of_each_class_is_kept_for_testing(tmp_path, prepare):
     paint(tmp_path / "root", *(f"cup/{i}.png" for i in range(10)), *(f"mug/{i}.png" for i in range(5)))
     lists, rows = prepare("folder")
-    assert [row[:4] for row in rows[1:3]] == [["cup", *"820"], ["mug", *"410"]]
+    assert [(row[0], int(row[1]) + int(row[2]), row[3]) for row in rows[1:3]] == [("cup", 10, "0"), ("mug", 5, "0")]
+    assert all(int(row[1]) and int(row[2]) for row in rows[1:3])
     assert {row[1] for row in lists["train"] + lists["test"]} == {0}
     assert "no defective test images" in " ".join(rows[1])
 
 
 def test_photographs_without_folders_are_one_class_named_after_their_folder(tmp_path, prepare):
     paint(tmp_path / "root", *(f"{i}.png" for i in range(9)), "later/9.png")
-    lists, rows = prepare("folder")
+    lists, rows = prepare("folder", "--good", ".")
     assert rows[1][:4] == ["root", *"820"]
     assert len({row[0] for row in lists["train"] + lists["test"]}) == 10
+
+
+def test_without_a_test_share_there_is_a_training_list_only(tmp_path, prepare):
+    paint(tmp_path / "root", *(f"{i}.png" for i in range(9)))
+    lists, rows = prepare("folder", "--test_share", "0")
+    assert {name: len(rows) for name, rows in lists.items()} == {"train": 9}
+    assert "no image is left for test.json" in " ".join(rows[-1])
+
+
+def test_what_was_test_stays_test_when_photographs_are_added(tmp_path, prepare):
+    paint(tmp_path / "root", *(f"{i}.png" for i in range(60)))
+    before, _ = prepare("folder")
+    paint(tmp_path / "root", *(f"new {i}.png" for i in range(15)))
+    (tmp_path / "root/7.png").rename(tmp_path / "root/renamed.png")
+    after, _ = prepare("folder")
+    sides = {split: {row[0].replace("renamed", "7") for row in after[split]} for split in after}
+    assert all({row[0] for row in before[split]} <= sides[split] for split in before)
 
 
 def test_the_split_follows_from_the_seed(tmp_path, prepare):
@@ -274,11 +292,115 @@ def test_the_split_follows_from_the_seed(tmp_path, prepare):
         assert len(lists["train"] + lists["test"]) == 30
 
 
-@pytest.mark.parametrize("name", ["bad/0.png", "pcb/NG/0.png"])
-def test_a_folder_named_as_defective_is_not_taken_as_good(tmp_path, name):
-    paint(tmp_path, "fine/0.png", name)
-    with pytest.raises(UserError, match=f"'{Path(name).parts[-2]}' sounds like defective images.*--good"):
+def labels(scan) -> dict[str, int]:
+    return {line["filename"]: line["label"] for line in scan.records()}
+
+
+@pytest.mark.parametrize(
+    ("names", "defective", "masks"),
+    [
+        (["good/0", "crack/0", "mask/crack/0"], ["crack/0"], ["mask/crack/0"]),
+        (["v/Train/Good/0", "v/Test/Good/1", "v/Test/Scratch/2"], ["v/Test/Scratch/2"], []),
+        (["TRAIN/OK/0", "TEST/NOK/0", "Labels/Test/NOK/0_GT"], ["TEST/NOK/0"], ["Labels/Test/NOK/0_GT"]),
+        (["training/ok_front/0", "testing/def_front/1"], ["testing/def_front/1"], []),
+        (["train/0", "test/scratch/1", "Ground Truth/scratch/1"], ["test/scratch/1"], ["Ground Truth/scratch/1"]),
+        (["train_good/0", "test_bad/1", "test_good/2"], ["test_bad/1"], []),
+        (["c/defect_free/0", "c/with defects/1", "c/annotations/1"], ["c/with defects/1"], ["c/annotations/1"]),
+        (["not_good/0", "goodParts/1"], ["not_good/0"], []),
+        (["good/0", "bad/images/1", "bad/masks/1"], ["bad/images/1"], ["bad/masks/1"]),
+        (["images/good/0", "images/bad/1", "masks/bad/1"], ["images/bad/1"], ["masks/bad/1"]),
+        (["a/good/0", "a/bad/0", "b/good/0", "b/bad/1", "masks/b/bad/1"], ["a/bad/0", "b/bad/1"], ["masks/b/bad/1"]),
+        (["good/0", "bad/1", "bad/1_mask", "good/0-label"], ["bad/1"], ["bad/1_mask"]),
+        (["good/0", "Defekte Teile/1", "unknown/2"], ["unknown/2", "Defekte Teile/1"], []),
+        (["bottle_label/good/0", "bottle_label/bad/1"], ["bottle_label/bad/1"], []),
+    ],
+)
+def test_usual_names_say_which_images_are_good_which_defective_and_which_masks(tmp_path, names, defective, masks):
+    paint(tmp_path, *(f"{name}.png" for name in names))
+    scan = read_layout("folder", tmp_path)
+    found = labels(scan)
+    assert {name for name, label in found.items() if label} == {f"{name}.png" for name in defective}
+    assert {line["maskname"] for line in scan.records() if "maskname" in line} == {f"{name}.png" for name in masks}
+    assert found.keys() | {f"{name}.png" for name in masks} | scan.left_out.keys() == {f"{name}.png" for name in names}
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["fine/0", "bad/0"], "'bad' sounds like defective images.*--good"),
+        (["fine/0", "pcb/NG/0"], "there is no folder of good images.*--good NAME"),
+        (["pcb/Gutteile/0", "pcb/Ausschuss/0"], r"\(Ausschuss, Gutteile\) are good.*--good NAME.*--good \.$"),
+        (["pcb/Gutteile/0", "pcb/scratch/0"], "there is no folder of good images|--good NAME"),
+        (["bolt/good/0", "bolt/bad/0", "overview"], "overview.png.* beside folders.*--good"),
+        (["bolt/0", "cap/0", "overview"], "overview.png.* beside folders.*--good"),
+        (["bolt/good/0", "bolt/bad/0", "bolt/unsorted"], "unsorted.png lies beside bad, good"),
+        (["train/good/0", "test/1"], "test/1.png lies beside good where no folder says"),
+        (["good/scratch/0", "good/1"], "good/scratch/0.png: its folders say both good and defective"),
+        (["masks/0", "masks/1"], "holds masks only"),
+    ],
+)
+def test_names_that_allow_two_readings_stop_with_the_option_that_chooses(tmp_path, names, message):
+    paint(tmp_path, *(f"{name}.png" for name in names))
+    with pytest.raises(UserError, match=message):
         read_layout("folder", tmp_path)
+
+
+def test_the_printed_table_says_what_each_folder_was_taken_for_and_what_was_left_out(tmp_path, prepare):
+    root = tmp_path / "root"
+    paint(root, *(f"valve/Train/Good/{i}.png" for i in range(9)), "valve/Train/Dent/0.png")
+    paint(root, "valve/Test/Good/0.png", "valve/Test/Scratch/0.png", "valve/Test/Scratch/@eaDir/1.png", "raw/0.HEIC.jpg")
+    paint_masks(root, "valve/GT/Scratch/0.png", "valve/GT/Scratch/7.png")
+    (root / "raw/0.HEIC.jpg").rename(root / "valve/0.HEIC")
+    lists, rows = prepare("folder", "--dry_run")
+    assert lists == {}
+    assert not (tmp_path / "out").exists()
+    assert [" ".join(row) for row in rows[3:]] == [
+        "valve/GT/Scratch/ 1 images: left out (masks without an image)",
+        "valve/GT/Scratch/ 1 images: masks",
+        "valve/Test/Good/ 1 images: good, for testing",
+        "valve/Test/Scratch/ 1 images: defective",
+        "valve/Train/Dent/ 1 images: left out (defective, in train)",
+        "valve/Train/Good/ 9 images: good, for training",
+        "raw/ no image",
+        "left out: 1 of type .heic (valve/0.HEIC)",
+        "left out: 1 folders of the system or of thumbnails (valve/Test/Scratch/@eaDir)",
+        f"train.json, test.json: not written to {tmp_path / 'out'}",
+    ]
+
+
+WORDS = {
+    None: ["2024-05-01", "line 3", "Ä1", "."],
+    0: ["good", "Good", "OK", "ok_front", "no_defect", "Normal2"],
+    1: ["bad", "NG", "def_front", "Scratches", "crack", "not ok", "Broken Parts"],
+    2: ["mask", "Masks", "ground_truth", "GT", "labels", "Annotation"],
+    3: ["train", "Train", "TEST", "testing", "validation"],
+}
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_no_random_tree_gives_a_defect_the_label_0_or_takes_a_mask_for_an_image(tmp_path, seed):
+    rng = np.random.default_rng(seed)
+    meanings, root = {}, tmp_path / "root"
+    for index in range(rng.integers(1, 9)):
+        kinds = [kind for kind in (None, 3, 0, 1, 2) if rng.random() < 0.4]
+        parts = [rng.choice(WORDS[kind]) for kind in rng.permutation(np.array(kinds, object))]
+        twin = "_mask" if rng.random() < 0.2 else ""
+        for name in {f"{index}", f"{index}{twin}"}:
+            path = root.joinpath(*parts, f"{name}{rng.choice(['.png', '.JPG', '.bmp'])}")
+            save_image(path, rng.integers(40, 256, (8, 8, 3), dtype=np.uint8))
+            meanings[path.resolve().relative_to(root.resolve())] = {2} if name.endswith("_mask") else {*kinds}
+        if rng.random() < 0.2:
+            path.with_name(".junk.png").write_bytes(b"junk")
+    if rng.random() < 0.3:
+        (root / "linked").symlink_to(rng.choice([path for path in root.rglob("*") if path.is_dir()] or [root]))
+    try:
+        found = labels(read_layout("folder", root))
+    except UserError:
+        return  # two readings
+    for name, label in found.items():
+        meaning = meanings[(root / name).resolve().relative_to(root.resolve())]
+        assert 2 not in meaning, name
+        assert label == 1 or 1 not in meaning, name
 
 
 # --- the tool ---

@@ -70,10 +70,14 @@ def test_names_may_hold_spaces_and_unicode(tmp_path, extension):
     assert ImageReader(tmp_path).read(name).shape == (6, 4, 3)
 
 
-def palette_mask() -> Image.Image:
+def palette_mask(*colours: int) -> Image.Image:
     mask = Image.fromarray(np.eye(4, dtype=np.uint8)).convert("P")
-    mask.putpalette([0, 0, 0, 1, 0, 0])
+    mask.putpalette(colours)
     return mask
+
+
+def alpha_mask(colour: int) -> Image.Image:
+    return Image.merge("RGBA", [Image.new("L", (4, 4), colour)] * 3 + [Image.fromarray(np.eye(4, dtype=np.uint8) * 255)])
 
 
 @pytest.mark.parametrize(
@@ -85,15 +89,34 @@ def palette_mask() -> Image.Image:
         Image.fromarray(np.eye(4, dtype=bool)),
         Image.fromarray(np.eye(4, dtype=np.uint8)[..., None] * np.array([0, 0, 1], np.uint8)),
         Image.merge("RGBA", [Image.fromarray(np.eye(4, dtype=np.uint8))] * 3 + [Image.new("L", (4, 4), 255)]),
-        palette_mask(),
+        palette_mask(0, 0, 0, 1, 0, 0),
+        palette_mask(255, 255, 255, 0, 0, 0),
+        alpha_mask(255),
+        alpha_mask(0),
+        Image.fromarray(np.where(np.eye(4), 255, 1).astype(np.uint8)),
+        Image.fromarray(np.diag([1, 2, 7, 12]).astype(np.uint8)),
     ],
-    ids=["255", "1", "16 bit", "1 bit", "blue", "alpha", "palette"],
+    ids=[
+        *("255", "1", "16 bit", "1 bit", "blue", "alpha", "palette"),
+        *("white palette", "white in alpha", "black in alpha", "background 1", "kinds"),
+    ],
 )
-def test_a_mask_is_1_wherever_a_channel_is_above_0(tmp_path, mask):
+def test_a_mask_is_1_wherever_a_value_is_above_the_background(tmp_path, mask):
     mask.save(tmp_path / "m.png")
     read = ImageReader(tmp_path).read_mask("m.png")
     assert read.dtype == np.uint8
     np.testing.assert_array_equal(read, np.eye(4))
+
+
+@pytest.mark.parametrize(("ending", "quality"), [("jpg", 95), ("jpg", 30), ("webp", 50)])
+def test_a_lossy_mask_has_the_regions_of_the_mask_it_was_made_of(tmp_path, ending, quality):
+    mask = np.zeros((128, 128), np.uint8)
+    for centre, radius in (((30, 30), 12), ((90, 40), 5), ((60, 100), 20)):
+        cv2.circle(mask, centre, radius, 1, -1)
+    Image.fromarray(mask * 255).save(tmp_path / f"m.{ending}", quality=quality)
+    read = ImageReader(tmp_path).read_mask(f"m.{ending}")
+    assert cv2.connectedComponents(read)[0] == 1 + 3
+    assert (read != mask).mean() < 0.005
 
 
 def test_what_cannot_be_read_is_named(tmp_path):

@@ -34,8 +34,8 @@ def check_data(config: dict[str, Any]) -> None:
         return
     for split in ("train", "test"):
         merged = {**config["dataset"], **config["dataset"][split]}
-        if split == "test" and "evaluator" not in config and not merged["meta_file"]:
-            continue  # a vis decoder needs no test set
+        if split == "test" and merged["type"] == "custom" and not merged["meta_file"]:
+            continue  # training goes without
         needed = {"custom": ("meta_file", "image_reader"), "cifar10": ("root_dir", "normals")}[merged["type"]]
         for name in needed:
             if not merged.get(name):

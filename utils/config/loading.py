@@ -1,14 +1,13 @@
 """Reads a configuration: YAML, its base, overrides; the result is checked, complete and has absolute paths."""
 
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from easydict import EasyDict
 
 from utils.config.derive import check_data, check_training, derive_net
+from utils.config.scalars import Scalar, as_value, load
 from utils.config.validation import Paths, validate
 from utils.errors import UserError
 
@@ -62,12 +61,12 @@ def read_config(
         apply_override(raw, override)
     if class_name is not None:
         check_class_name(class_name)
-        if isinstance(raw.get("dataset"), dict):
-            raw["dataset"]["class_name"] = class_name
+        if isinstance(dataset := as_value(raw.get("dataset")), dict):
+            raw["dataset"] = {**dataset, "class_name": class_name}
     if "visualization.vis_dir" in class_paths:
         raw.setdefault("visualization", {})
     for section in ("net", *needs):
-        if not raw.get(section):
+        if not as_value(raw.get(section)):
             raise UserError(f"{path}: the section '{section}' is missing")
     try:
         config = validate(raw)
@@ -110,14 +109,6 @@ def merge(base: Any, own: Any, key: str = "") -> Any:
     return own
 
 
-class Loader(yaml.SafeLoader):
-    """Safe YAML in which 1e-4 is a number; YAML 1.1 wants 1.0e-4 and reads the short form as text."""
-
-
-Loader.yaml_implicit_resolvers = {k: list(v) for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items()}
-Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789"))
-
-
 def to_plain(value: Any) -> Any:
     """EasyDicts as dicts, all the way down."""
     if isinstance(value, dict):
@@ -128,13 +119,13 @@ def to_plain(value: Any) -> Any:
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in the file. Raises UserError naming file and line."""
     try:
-        raw = yaml.load(path.read_text(encoding="utf-8"), Loader)
+        raw = load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        raise UserError(f"{path}{line}: not valid YAML ({getattr(error, 'problem', None) or error})") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not a text in UTF-8 ({error.reason})") from None
+    except UserError as error:
+        raise UserError(f"{path}, {error}") from None
     if not isinstance(raw, dict):
         raise UserError(f"{path}: a configuration is a mapping of keys, this file holds {type(raw).__name__}")
     return raw
@@ -146,12 +137,13 @@ def apply_override(raw: dict[str, Any], override: str) -> None:
     if not equals or not dotted:
         raise UserError(f"argument '{override}': overrides are written key=value, e.g. trainer.max_epoch=10")
     try:
-        value = yaml.load(text, Loader)
-    except yaml.YAMLError:
-        raise UserError(f"argument '{override}': the value is not valid YAML") from None
+        value = Scalar(text, as_value(load(text)))
+    except UserError as error:
+        value = Scalar(text, UserError(f"argument '{override}': the value is {error}"))
     *parents, last = dotted.split(".")
     node: Any = raw
     for part in parents:
+        node = as_value(node)
         if not isinstance(node, dict | list):
             raise UserError(f"argument '{override}': there is no section to hold '{part}'")
         node = node[list_index(node, part, override)] if isinstance(node, list) else open_section(node, part, override)
@@ -173,8 +165,7 @@ def list_index(items: list, part: str, override: str) -> int:
 
 
 def open_section(node: dict, part: str, override: str) -> Any:
-    if not node.get(part):
-        node[part] = {}
+    node[part] = as_value(node.get(part)) or {}
     if not isinstance(node[part], dict | list):
         raise UserError(f"argument '{override}': '{part}' is a value, not a section")
     return node[part]

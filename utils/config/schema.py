@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
 from pydantic.fields import FieldInfo
 
 from models.backbones.specs import SPECS
+from utils.config.scalars import as_plain, as_text, as_value
 
 
 @dataclass(frozen=True)
@@ -62,16 +63,32 @@ def section_of(field: FieldInfo) -> type[BaseModel] | None:
     return next((p for p in parts_of(field.annotation) if isinstance(p, type) and issubclass(p, BaseModel)), None)
 
 
+def read_as(field: FieldInfo, value: Any) -> Any:
+    """A value as the field's kind reads it: a text literally, numbers and lists as YAML does; sections read their own."""
+    parts = list(parts_of(field.annotation))
+    is_list, is_mapping = (any(typing.get_origin(part) is kind for part in parts) for kind in (list, dict))
+    if section_of(field):
+        return as_value(value)
+    if is_mapping or not (str in parts or any(typing.get_origin(part) is Literal for part in parts)):
+        return as_plain(value)
+    if not is_list:
+        return as_text(value)
+    value = as_value(value)
+    return list(map(as_text, value)) if isinstance(value, list) else value
+
+
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     @model_validator(mode="before")
     @classmethod
-    def read_null(cls, raw: Any) -> Any:
-        """null means that a key is left out; an optional section is turned off by False, too."""
+    def read_kinds(cls, raw: Any) -> Any:
+        """A key's kind decides how it is read. null means that it is left out; False turns off an optional section, too."""
         if not isinstance(raw, dict):
             return raw
-        optional = {name for name, field in cls.model_fields.items() if field.default is None and section_of(field)}
+        fields = cls.model_fields
+        raw = {str(name): read_as(fields[name], value) if name in fields else value for name, value in raw.items()}
+        optional = {name for name, field in fields.items() if field.default is None and section_of(field)}
         return {name: None if value is False and name in optional else value for name, value in raw.items() if value is not None}
 
 
@@ -92,12 +109,6 @@ class FeatureCache(Section):
     mode: Literal["auto", "off"] = key("auto: compute frozen features once and read them back, where they never change", "auto")
     dtype: Literal["float32", "bfloat16", "float16"] = key("number format of the stored features", "float32")
     dir: PathText = key("folder of the features, on a disk that all processes share", "feature_cache")
-
-    @model_validator(mode="before")
-    @classmethod
-    def read_off(cls, raw: Any) -> Any:
-        """YAML reads a bare off as False."""
-        return {**raw, "mode": "off"} if isinstance(raw, dict) and raw.get("mode") is False else raw
 
 
 class ColorJitter(Section):
@@ -124,6 +135,11 @@ class DatasetKeys(Section):
     on_bad_image: Literal["stop", "skip"] = key(
         "custom: an image or mask that is missing or unreadable ends the run with its name, or is skipped, counted and reported; "
         "in training the next image takes its place",
+        "stop",
+    )
+    on_defective_train: Literal["stop", "skip"] = key(
+        "custom: a defective image in the training list ends the run with its line, or is skipped and counted; a vis decoder "
+        "takes it",
         "stop",
     )
     holdout: Number = key("custom: share of each class's normal training images kept for calibrate.py", 0, ge=0, le=0.9)

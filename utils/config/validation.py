@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
+from utils.config.scalars import as_value
 from utils.config.schema import PATH, SUBNET_KINDS, SUBNETS, Config, DatasetPart, Kind, parts_of, section_of
 from utils.errors import UserError
 
@@ -21,7 +22,10 @@ def validate(raw: dict[str, Any]) -> dict[str, Any]:
     """The configuration with every default, as plain values. Raises UserError with all its problems in one line."""
     problems: list[str] = []
     checked = validate_section(Config, {name: value for name, value in raw.items() if name != "net"}, "", problems)
-    net = [validate_subnet(item, index, problems) for index, item in enumerate(as_list(raw["net"], "net", problems))]
+    net = [
+        validate_subnet(as_value(item), index, problems)
+        for index, item in enumerate(as_list(as_value(raw["net"]), "net", problems))
+    ]
     if problems:
         more = f"; and {len(problems) - MOST} more" if len(problems) > MOST else ""
         raise UserError("; ".join(problems[:MOST]) + more)

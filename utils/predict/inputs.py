@@ -2,6 +2,7 @@
 
 import glob
 import os
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -11,12 +12,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from datasets.images import read_rgb
-from datasets.lists import IMAGE_EXTENSIONS
+from datasets.images import count_frames, read_rgb
+from datasets.lists import FURTHER_PAGES, IMAGE_EXTENSIONS, Tree, walk_images
 from utils.errors import UserError
 
 VIDEO_EXTENSIONS = {".avi", ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv"}
-KNOWN_EXTENSIONS = IMAGE_EXTENSIONS | VIDEO_EXTENSIONS
+KNOWN = IMAGE_EXTENSIONS | VIDEO_EXTENSIONS
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Inputs:
     folder: Path | None = None  # holds all paths; None for a camera
     camera: int | None = None
     missing: list[tuple[str, str]] = field(default_factory=list)  # inputs without an image, and why
+    left_out: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))  # names by the reason
 
     def named(self, folder: Path | None) -> dict[str, Path | int]:
         """The paths by their names relative to `folder`, or the camera by its name."""
@@ -49,24 +51,28 @@ def find_inputs(given: Sequence[str], out: str | Path) -> Inputs:
     The content of `out` is left out. Links to images keep their names. UserError for a camera together with something else.
     """
     found, roots, out = Inputs(), [], Path(os.path.abspath(out))
+    own = (out / "pictures", out / "maps")
     for text in given:
         path = Path(os.path.abspath(os.path.expanduser(text)))
         if path.is_dir():
-            root, paths, reason = path, walk(path, out), "there is no image or video in it"
+            root, reason = path, "there is no image or video in it"
+            tree = walk_images(root, KNOWN, (out, *own))
         elif path.exists():
-            root, paths, reason = path.parent, [path], ""
+            root, tree, reason = path.parent, Tree([path.name]), ""
         elif text.isdigit():
             found.camera = int(text)
             continue
         elif glob.has_magic(text):
-            root, paths, reason = *match(path, out), "the pattern matches no image or video"
+            (root, tree), reason = match(path, (out, *own)), "the pattern matches no image or video"
         else:
-            root, paths, reason = path, [], "there is no such file or folder"
-        if paths:
+            root, tree, reason = path, Tree(), "there is no such file or folder"
+        for why, names in tree.left_out.items():
+            found.left_out[why] += names
+        if tree.images:
             roots.append(root)
-            found.paths += paths
+            found.paths += [root / name for name in tree.images]
         else:
-            found.missing.append((text, reason))
+            found.missing.append((text, "; ".join([reason, *tree.describe_left_out()])))
     found.paths = list(dict.fromkeys(found.paths))
     if found.camera is not None and len(given) > 1:
         raise UserError("a camera is predicted by itself: leave out the other inputs")
@@ -78,23 +84,24 @@ def find_inputs(given: Sequence[str], out: str | Path) -> Inputs:
     return found
 
 
-def walk(folder: Path, out: Path) -> list[Path]:
-    """Images and videos in a folder and its subfolders, sorted, without hidden ones and the content of `out`."""
-    paths = []
-    for current, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith(".") and Path(current, name) != out)
-        paths += [Path(current, name) for name in sorted(files) if not name.startswith(".")]
-    return [path for path in paths if path.suffix.lower() in KNOWN_EXTENSIONS]
-
-
-def match(pattern: Path, out: Path) -> tuple[Path, list[Path]]:
-    """The folder before a pattern's first wild card, and the images and videos that match, sorted."""
-    root = pattern
+def match(pattern: Path, without: Collection[Path]) -> tuple[Path, Tree]:
+    """The folder before a pattern's first wild card, and what matches below it, except in the folders `without`."""
+    root, tree = pattern, Tree()
     while glob.has_magic(str(root)):
         root = root.parent
-    paths = [Path(name) for name in sorted(glob.glob(str(pattern), recursive=True))]
-    known = [path for path in paths if path.suffix.lower() in KNOWN_EXTENSIONS]
-    return root, [path for path in known if path.is_file() and out not in path.parents]
+    for path in map(Path, sorted(glob.glob(str(pattern), recursive=True))):
+        name = path.relative_to(root).as_posix()
+        if any(root in folder.parents and folder in path.parents for folder in without):
+            tree.left_out["pictures of this output"].append(name)
+        elif has_extension(path, KNOWN) and path.is_file():
+            tree.images.append(name)
+        elif path.is_file():
+            tree.left_out[f"of type {path.suffix.lower()}"].append(name)
+    return root, tree
+
+
+def has_extension(path: Path, extensions: Collection[str]) -> bool:
+    return path.suffix.lower() in extensions
 
 
 def items(inputs: Inputs, folder: Path | None, done: Collection[str], frames: int | None) -> Iterator[Item]:
@@ -109,7 +116,15 @@ def items(inputs: Inputs, folder: Path | None, done: Collection[str], frames: in
         elif source.suffix.lower() in VIDEO_EXTENSIONS:
             yield from frame_items(str(source), name, 0, done)
         elif name not in done:
-            yield Item(name, partial(read_rgb, source))
+            yield Item(name, partial(read_first, source, name, inputs.left_out))
+
+
+def read_first(path: Path, name: str, left_out: dict[str, list[str]]) -> np.ndarray:
+    """The image; a file with further pages or frames is noted."""
+    rgb = read_rgb(path)
+    if count_frames(path) > 1:
+        left_out[FURTHER_PAGES].append(name)
+    return rgb
 
 
 def frame_items(source: str | int, name: str, first: int, done: Collection[str]) -> Iterator[Item]:

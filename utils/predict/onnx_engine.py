@@ -44,12 +44,21 @@ class OnnxEngine:
         self.epoch: int | None = metadata["epoch"]
         (image,) = self.session.get_inputs()
         self.takes_uint8 = image.type == "tensor(uint8)"
+        self.batch_size: int | None = (
+            image.shape[0] if isinstance(image.shape[0], int) else None
+        )  # another tool may have fixed it
 
     def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """images: BxHxWx3 RGB of `input_size`, uint8, or float32 in 0..1. Returns scores, B, and maps, BxHxW, both float32."""
         if images.dtype == np.uint8 and not self.takes_uint8:
             images = images.astype(np.float32) / 255
-        scores, maps = self.session.run(["score", "map"], {"image": images})
+        size = self.batch_size or len(images)
+        parts = []
+        for start in range(0, len(images), size):
+            part = images[start : start + size]
+            filled = np.concatenate([part, np.repeat(part[-1:], size - len(part), axis=0)])
+            parts.append([output[: len(part)] for output in self.session.run(["score", "map"], {"image": filled})])
+        scores, maps = map(np.concatenate, zip(*parts, strict=True))
         return scores, maps
 
 

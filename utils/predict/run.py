@@ -9,6 +9,7 @@ from pathlib import Path
 import cv2
 from tqdm import tqdm
 
+from datasets.lists import Tree
 from utils.errors import UserError
 from utils.evaluation.calibration import file_hash
 from utils.predict.batches import Result, predict_batches
@@ -65,6 +66,7 @@ def predict_into(out: str | Path, checkpoint: str | Path, predictor: Predictor, 
     lines = [f"{output.scores}: {len(output.done) - before} images predicted, {before} were there already"]
     if options.threshold is None:
         lines.append("no decisions, as there is no threshold: give one with --threshold, or find one with tools/calibrate.py")
+    lines += Tree(left_out=inputs.left_out).describe_left_out()
     if errors:
         lines.append(f"{path}: {len(errors)} without a score")
         lines += [f"  {error_line(error)}" for error in errors[:LISTED]]

@@ -1,5 +1,7 @@
 """How tools end, with which exit codes."""
 
+import io
+import multiprocessing
 import os
 import signal
 import sys
@@ -10,19 +12,25 @@ from utils.errors import Interrupted, UserError
 from utils.process.memory import keep_freed_memory
 
 EXIT_INTERRUPTED = 75  # EX_TEMPFAIL: the same command continues the work; train.sbatch requeues the job
+EXIT_CLOSED_PIPE = 141  # as a shell reports SIGPIPE
 SECONDS_FOR_OTHERS = 2  # to meet the same error
 
 
 def run(main: Callable[[], None]) -> None:
     """Call a tool's `main`. An expected end is one line on stderr and an exit code:
 
-    UserError 2; loss of another process 1; training stopped by SIGTERM or SIGUSR1 EXIT_INTERRUPTED; Ctrl-C 130.
+    UserError and loss of a loader worker 2; loss of another process 1; training stopped by a signal or a first Ctrl-C
+    EXIT_INTERRUPTED; Ctrl-C 130; output into a closed pipe EXIT_CLOSED_PIPE.
     """
     rank = os.environ.get("RANK") or os.environ.get("SLURM_PROCID", "0")
     prefix = "error: " if rank == "0" else f"error on rank {rank}: "
     keep_freed_memory()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show ends no run
     try:
         main()
+        sys.stdout.flush()
     except UserError as error:
         print(f"{prefix}{error}", file=sys.stderr)
         if int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
@@ -38,8 +46,12 @@ def run(main: Callable[[], None]) -> None:
         leave_process_group()
         sys.exit(EXIT_INTERRUPTED)
     except RuntimeError as error:
+        from datasets.loading import describe_lost_worker
         from utils.process.distributed import describe_lost_ranks  # here: imports torch
 
+        if reason := describe_lost_worker(error):
+            print(f"{prefix}{reason}", file=sys.stderr)
+            sys.exit(2)
         if not (reason := describe_lost_ranks(error)):
             raise
         print(f"{prefix}{reason}", file=sys.stderr)
@@ -48,6 +60,12 @@ def run(main: Callable[[], None]) -> None:
         # With 1, the smallest code, so that srun, which takes the largest, ends with the lost rank's own code. At once, because
         # a thread of gloo that still waits for the lost rank can abort an interpreter that shuts down slowly.
         os._exit(1)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left to write has no reader
+        sys.exit(EXIT_CLOSED_PIPE)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
+        sys.stdout.flush()
+        for child in multiprocessing.active_children():
+            child.kill()  # a loader worker that hangs
         sys.exit(130)

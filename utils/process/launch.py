@@ -15,7 +15,7 @@ SECONDS_TO_END = 30  # for the other processes after one has failed
 def launch(count: int, command: list[str]) -> int:
     """Run `python command` in `count` processes, with torchrun's environment; returns the code of the first that fails, or 0.
 
-    The others are then asked to end. SIGTERM and SIGUSR1 are passed on; Ctrl-C reaches the processes without help.
+    The others are then asked to end. SIGTERM, SIGUSR1 and SIGHUP are passed on; Ctrl-C reaches the processes without help.
     """
     running: list[int] = []
 
@@ -24,8 +24,9 @@ def launch(count: int, command: list[str]) -> int:
             with suppress(ProcessLookupError):
                 os.kill(pid, number)
 
-    for number in (signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, send)
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+            signal.signal(number, send)
     signal.signal(signal.SIGALRM, lambda *_: send(signal.SIGKILL))
     with socket.create_server(("127.0.0.1", 0)) as server:
         free_port = str(server.getsockname()[1])

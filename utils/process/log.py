@@ -1,11 +1,13 @@
 """The run's log: plain lines on the terminal and in a file, from rank 0 only."""
 
 import logging
+import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
 from pathlib import Path
+from typing import TextIO
 
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
@@ -21,12 +23,22 @@ FLUSH = 30  # seconds between writing TensorBoard's points to the disk, as long 
 log = logging.getLogger("uniad")
 
 
+def silence(*streams: TextIO) -> None:
+    """Let what is written to a stream go nowhere: its reader is gone."""
+    for stream in streams:
+        with suppress(OSError, ValueError), open(os.devnull, "wb") as nothing:
+            os.dup2(nothing.fileno(), stream.fileno())
+
+
 class TerminalHandler(logging.Handler):
-    """Writes above a progress bar instead of through it."""
+    """Writes above a progress bar instead of through it. A terminal or pipe that is gone ends no run."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=sys.stdout)
-        sys.stdout.flush()
+        try:
+            tqdm.write(self.format(record), file=sys.stdout)
+            sys.stdout.flush()
+        except OSError:
+            silence(sys.stdout)
 
 
 class LogFile(logging.FileHandler):
@@ -52,7 +64,7 @@ def start_log(folder: str | Path, process: Process, name: str) -> None:
         return
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
-        file = LogFile(Path(folder) / f"{name}.log", encoding="utf-8")
+        file = LogFile(Path(folder) / f"{name}.log", encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise UserError(f"{folder}: the log cannot be written there ({error.strerror}); set saver.log_dir") from None
     file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))

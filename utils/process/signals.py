@@ -1,16 +1,26 @@
 """Signals that ask a training to save and stop: a cluster sends them before it takes the machine away."""
 
+import logging
 import signal
+import sys
 import threading
 from typing import Any
 
 from utils.process.distributed import Process, maximum, stop_process
+from utils.process.log import silence
 
-SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name)]  # Windows lacks the second
+NAMES = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP")  # Windows lacks the last two
+SIGNALS = [getattr(signal, name) for name in NAMES if hasattr(signal, name)]
+
+log = logging.getLogger("uniad")
 
 
 class StopSignals:
-    """Inside `with`, SIGTERM and SIGUSR1 are only noted; not outside the main thread, where Python sets no handlers."""
+    """Inside `with`, SIGTERM, SIGUSR1, SIGHUP and the first Ctrl-C are only noted; a second Ctrl-C leaves at once.
+
+    A signal that the caller ignores, as under nohup, stays ignored. Outside the main thread, where Python sets no handlers, all
+    act as usual.
+    """
 
     def __init__(self) -> None:
         self.received = 0
@@ -18,7 +28,7 @@ class StopSignals:
 
     def __enter__(self) -> "StopSignals":
         if threading.current_thread() is threading.main_thread():
-            self.previous = {number: signal.signal(number, self._note) for number in SIGNALS}
+            self.previous = {n: signal.signal(n, self._note) for n in SIGNALS if signal.getsignal(n) is not signal.SIG_IGN}
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -26,6 +36,12 @@ class StopSignals:
             signal.signal(number, handler or signal.SIG_DFL)
 
     def _note(self, number: int, _: object) -> None:
+        if number == self.received == signal.SIGINT:
+            raise KeyboardInterrupt
+        if number == getattr(signal, "SIGHUP", None):
+            silence(sys.stdout, sys.stderr)  # the terminal is gone
+        elif number == signal.SIGINT:
+            log.info("Ctrl-C: this step ends and is saved; once more leaves at once")
         self.received = number
 
     def agreed(self, process: Process) -> int:

@@ -109,7 +109,7 @@ def read_intervals(path: Path) -> dict[str, tuple[float, float, float]]:
 def read_scores(path: Path) -> Scores:
     clsnames, labels, rows = [], [], []
     try:
-        with open(path, newline="", encoding="utf-8") as file:
+        with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
             reader = csv.reader(file)
             header = next(reader, [])
             if header[:3] != ["filename", "clsname", "label"]:

@@ -15,6 +15,8 @@ from utils.config import to_plain
 from utils.errors import UserError
 from utils.evaluation.calibration import (
     Calibration,
+    Rates,
+    Threshold,
     binomial_interval,
     calibrate,
     file_hash,
@@ -68,6 +70,8 @@ def calibrate_checkpoint(config: EasyDict, checkpoint: str | Path, rate: float, 
     warn_of_few_images(calibration, set(build_dataset(dataset, "train").clsnames))
     folder = Path(config.evaluator.save_dir)
     test = read_test_scores(folder, Path(checkpoint), calibration)
+    if test is not None:
+        warn_of_contradictions(calibration, test)
     lines = [format_thresholds(calibration, test), f"score {engine.score}; written to {path}"]
     if test is None:
         lines.append("for the rates on the test set evaluate this checkpoint with -e, then calibrate again")
@@ -130,6 +134,25 @@ def warn_of_few_images(calibration: Calibration, clsnames: set[str]) -> None:
         log.warning("%s: no image, so the class has no threshold of its own", name)
 
 
+def rates_on_test(name: str, threshold: Threshold, calibration: Calibration, test: Scores) -> Rates:
+    """What a class's threshold, or the one of all classes, does on the test images that it is for."""
+    chosen = np.full(len(test.labels), True) if threshold is calibration.pooled else test.clsnames == name
+    return rates_at(threshold.threshold, test.scores[calibration.score][chosen], test.labels[chosen])
+
+
+def warn_of_contradictions(calibration: Calibration, test: Scores) -> None:
+    """A line for each threshold whose false alarms on test/good lie outside of what it states."""
+    for name, threshold in [*calibration.classes.items(), (POOLED, calibration.pooled)]:
+        rates, (low, high) = rates_on_test(name, threshold, calibration, test), threshold.false_alarm_rate
+        found = binomial_interval(rates.false_alarms, rates.good) if rates.good else (low, high)
+        if found[0] > high or found[1] < low:
+            log.warning(
+                "%s: %s false alarms on test/good contradict the stated %s: the calibration images are not like "
+                "those of the test; calibrate with other normal images (--meta_file)",
+                *(name, share(rates.false_alarms, rates.good), percentages((low, high))),
+            )
+
+
 def read_test_scores(folder: Path, checkpoint: Path, calibration: Calibration) -> Scores | None:
     """The test scores of this checkpoint in the result folder; None: there are none."""
     if not (folder / "scores.csv").is_file():
@@ -146,8 +169,7 @@ def format_thresholds(calibration: Calibration, test: Scores | None) -> str:
     for name, threshold in [*calibration.classes.items(), (POOLED, calibration.pooled)]:
         cells = [name, f"{threshold.threshold:.5g}", str(threshold.images), percentages(threshold.false_alarm_rate)]
         if test:
-            chosen = np.full(len(test.labels), True) if threshold is calibration.pooled else test.clsnames == name
-            rates = rates_at(threshold.threshold, test.scores[calibration.score][chosen], test.labels[chosen])
+            rates = rates_on_test(name, threshold, calibration, test)
             interval = percentages(binomial_interval(rates.false_alarms, rates.good)) if rates.good else "–"
             cells += [share(rates.false_alarms, rates.good), interval, share(rates.found, rates.defective)]
         rows.append(cells)

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from utils.process.precision import choose_precision
 from utils.process.versions import versions
 from utils.report.gallery import headline_score, save_gallery
 from utils.report.pictures import save_pictures
-from utils.runs.start import build_loader, describe_process, seed_run
+from utils.runs.start import build_loader, describe_process, seed_run, warn_of_new_classes
 
 log = logging.getLogger("uniad")
 
@@ -37,6 +38,7 @@ def evaluate_checkpoint(config: EasyDict, process: Process) -> None:
     load_network_state(network, content["state_dict"], config.saver.load_path)
     test_set = build_dataset(config.dataset, "test")
     loader = build_loader(test_set, config, "test", process)
+    warn_of_new_classes(content.get("history", []), test_set.clsnames, config.saver.load_path)
     log.info(
         "%s, epoch %s; %d test images; %s", config.saver.load_path, content.get("epoch"), len(test_set), describe_process(process)
     )
@@ -59,7 +61,8 @@ def write_evaluation(
     log_results(results, evaluation.losses.mean())
     intervals = bootstrap(evaluation, config.evaluator.metrics, results)
     write_intervals(config.evaluator.save_dir, intervals)
-    log.info("%s", format_intervals(intervals))
+    if text := format_intervals(intervals):
+        log.info("%s", text)
     for style in ("vis_compound", "vis_single"):
         if config.evaluator[style]:
             save_pictures(style, evaluation, test_set, **config.evaluator[style])
@@ -87,6 +90,11 @@ def write_report_of(config: EasyDict, checkpoint: dict[str, Any], evaluation: Ev
 
 
 def log_results(results: Results, loss: float) -> None:
+    if all(math.isnan(value) for value in results.mean):
+        why = "images of one label only, such as no defective ones; scores.csv has the scores"
+        log.warning("test loss %.4f; no metric has a number: %s", loss, why)
+        return
     log.info("test loss %.4f\n%s", loss, results.text())
     if missing := results.missing():
-        log.warning("no number for %s: images of one label only, or no masks", ", ".join(missing))
+        names = ", ".join(missing[:10]) + ", …" * (len(missing) > 10)
+        log.warning("no number for %s: images of one label only, or no masks", names)

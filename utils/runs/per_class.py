@@ -53,6 +53,8 @@ def class_configs(path: str | Path, overrides: Sequence[str], config: EasyDict) 
     classes = None if config.dataset.class_name is None else {config.dataset.class_name}
     for split in ("train", "test"):
         meta_file = {**config.dataset, **config.dataset[split]}["meta_file"]
+        if meta_file is None:
+            raise UserError(f"dataset.{split}.meta_file is missing; dataset.separate needs it")
         listed = {record["clsname"] for record in read_list(meta_file)}
         classes = listed if classes is None else classes
         if missing := sorted(classes - listed):

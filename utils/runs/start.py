@@ -1,6 +1,8 @@
 """What every run begins with: random numbers, loaders, and a line that names the device."""
 
+import logging
 import os
+from collections.abc import Iterable
 
 from easydict import EasyDict
 
@@ -9,6 +11,8 @@ from datasets.loading import ImageLoader, SampleReader
 from utils.config import to_plain
 from utils.process.distributed import Process, broadcast
 from utils.process.seeding import make_reproducible, seed_everything
+
+log = logging.getLogger("uniad")
 
 
 def seed_run(config: EasyDict, process: Process) -> int:
@@ -25,6 +29,13 @@ def build_loader(data: SampleReader, config: EasyDict, split: str, process: Proc
     """This process's loader of a split."""
     pin_memory = process.device.type == "cuda"
     return build_dataloader(data, to_plain(config.dataset), split, process.rank, process.world_size, seed, pin_memory)
+
+
+def warn_of_new_classes(history: list[dict[str, float]], clsnames: Iterable[str], what: str) -> None:
+    """A line for classes that no validation of a run had. history: of its checkpoint, with keys <class>_<score>_<metric>."""
+    known = {key.rsplit("_", 2)[0] for item in history for key in item if key.count("_") >= 2}
+    if known and (new := sorted({*clsnames} - known)):
+        log.info("%s has not seen %s: train a new run with them (--overwrite)", what, ", ".join(new))
 
 
 def describe_process(process: Process) -> str:

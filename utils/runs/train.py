@@ -20,7 +20,7 @@ from utils.process.checkpoint import find_start, load_checkpoint, load_network_s
 from utils.process.distributed import Process, barrier, on_main, share_weights
 from utils.process.log import remove_events
 from utils.runs.evaluate import log_results
-from utils.runs.start import build_loader, describe_process, seed_run
+from utils.runs.start import build_loader, describe_process, seed_run, warn_of_new_classes
 from utils.training.feature_cache import cached
 from utils.training.memory import MemoryFiller
 from utils.training.optimizer import build_optimizer, build_scheduler
@@ -36,22 +36,33 @@ def train(config: EasyDict, process: Process, overwrite: bool = False) -> None:
     for folder in (config.saver.save_dir, config.evaluator.save_dir):
         on_main(lambda folder=folder: check_writable(folder), process)
     seed = seed_run(config, process)
-    train_set, test_set = (build_dataset(config.dataset, split, seed) for split in ("train", "test"))
+    train_set, test_set = build_dataset(config.dataset, "train", seed), None
     fills = MEMORY in {subnet.type for subnet in config.net}
     train_set.training = not fills  # a memory sees each image once, in order, as evaluation does
     order = "test" if fills else "train"
     key, val_freq = config.evaluator.key_metric, config.trainer.val_freq_epoch
-    check_key_metric(key, test_set.clsnames)
-    log.info("%d training images, %d test images; %s", len(train_set), len(test_set), describe_process(process))
+    if {**config.dataset, **config.dataset.test}["meta_file"] or config.dataset.type != "custom":
+        test_set = build_dataset(config.dataset, "test", seed)
+        check_key_metric(key, test_set.clsnames)
+    else:
+        log.info("no list of test images (dataset.test.meta_file): nothing is validated, the best checkpoint has the least loss")
+        key = "loss"
+    test_names = test_set.filenames if test_set else []
+    log.info("%d training images, %d test images; %s", len(train_set), len(test_names), describe_process(process))
+    both = sorted({*train_set.filenames} & {*test_names})
+    if both and config.dataset.type == "custom":
+        log.warning("%d test images are in training too, so results say little; the first is %s", len(both), both[0])
     steps = len(build_loader(train_set, config, order, process))
     trainer = build_filler(config, process, start, seed) if fills else build_trainer(config, process, start, steps, best_by=key)
+    warn_of_new_classes(trainer.history, train_set.clsnames, "the run so far")
     if is_trained(trainer, steps):
         return
     train_set = cached(train_set, trainer.network, trainer.config, process, "train")
-    test_set = cached(test_set, trainer.network, trainer.config, process, "test")
+    if test_set:
+        test_set = cached(test_set, trainer.network, trainer.config, process, "test")
+        test_loader = build_loader(test_set, config, "test", process)
     if overwrite:
         clear_run(config, process)
-    test_loader = build_loader(test_set, config, "test", process)
 
     def validate() -> dict[str, float]:
         form, precision = MapForm.of(config.evaluator), trainer.precision
@@ -66,15 +77,16 @@ def train(config: EasyDict, process: Process, overwrite: bool = False) -> None:
             log.warning("evaluator.key_metric %s has no number, so no checkpoint is the best", key)
         return numbers
 
-    loader = build_loader(train_set, config, order, process, seed)
+    loader, validation = build_loader(train_set, config, order, process, seed), validate if test_set else dict
     if fills:
-        trainer.train(loader, validate)
+        trainer.train(loader, validation)
     else:
-        trainer.train(loader, validate, val_freq, save_freq=val_freq)
+        trainer.train(loader, validation, val_freq, save_freq=val_freq)
     if process.is_main:
         log.info("ckpt.pth.tar is the result")
         if not fills and math.isfinite(trainer.best_metric):
-            log.info("ckpt_best.pth.tar is the best on the test set, %s %.4f", key, trainer.best_metric)
+            where = "on the test set" if test_set else "in training"
+            log.info("ckpt_best.pth.tar is the best %s, %s %.4f", where, key, trainer.best_metric)
 
 
 def build_trainer(config: EasyDict, process: Process, start: Path | None, steps: int, best_by: str = "loss") -> Trainer:

@@ -35,7 +35,7 @@ def train_decoder(config: EasyDict, process: Process, overwrite: bool = False) -
     start = on_main(lambda: find_start(config.saver, overwrite), process)
     on_main(lambda: check_writable(config.saver.save_dir), process)
     seed = seed_run(config, process)
-    train_set = build_dataset(config.dataset, "train", seed)
+    train_set = build_dataset({**config.dataset, "on_defective_train": "keep"}, "train", seed)
     train_loader = build_loader(train_set, config, "train", process, seed)
     checks = check_set(config)
     log.info("%s: %d training images; %s", config.dataset.class_name, len(train_set), describe_process(process))

@@ -42,7 +42,7 @@ class SavedFeatures(Dataset):
             raise UserError(f"data.dataset_dir {cfg.dataset_dir} is not a folder; set it to where the images are")
         self.reader = ImageReader(cfg.dataset_dir)
         self.transform = Transform(cfg.input_size, cfg.pixel_mean, cfg.pixel_std)
-        pairs = list(zip(names, find_images(names, sorted(walk_images(Path(cfg.dataset_dir))), class_name), strict=True))
+        pairs = list(zip(names, find_images(names, walk_images(cfg.dataset_dir).images, class_name), strict=True))
         self.items = [(name, image) for name, image in pairs if image is not None]
         lost = [name for name, image in pairs if image is None]
         if not self.items:

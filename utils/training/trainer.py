@@ -84,6 +84,7 @@ class Trainer:
         self.model = distribute(self.network, self.process)
         self.align_to_loader(loader)
         next_step = self.total_steps(loader) + 1
+        loader.while_waiting = lambda: self.stop_while_waiting(loader)
         with StopSignals() as self.signals, open_tensorboard(saver["log_dir"], self.process, next_step) as self.writer:
             while self.epoch < last:
                 loss = self.train_epoch(loader)
@@ -184,6 +185,15 @@ class Trainer:
             f"{signal.Signals(number).name}: stopped at epoch {self.epoch + 1} after step {self.steps_done} of {len(loader)}, "
             f"saved in {saver['save_dir']}/{LAST}; {again} to go on (without --overwrite)"
         )
+
+    def stop_while_waiting(self, loader: ImageLoader) -> None:
+        """Obey a signal although no data come; several processes cannot agree then, and keep the last checkpoint."""
+        if self.process.world_size == 1:
+            self.save_or_stop(loader, [])
+        elif self.signals.received:
+            raise Interrupted(
+                f"{signal.Signals(self.signals.received).name}: stopped while no data came; the last checkpoint stays"
+            )
 
     def save(self, names: Sequence[str] = (LAST,)) -> None:
         content, folder = trainer_state(self), Path(self.config["saver"]["save_dir"])

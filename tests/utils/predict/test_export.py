@@ -9,6 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import onnx
+import onnxruntime.tools.onnx_model_utils as onnx_tools
 import pytest
 import torch
 
@@ -64,6 +65,16 @@ def exported(trained, tmp_path_factory) -> dict[tuple[str, str], Path]:
     for (f, kind), path in files.items():
         assert "test images" in export_checkpoint(checkpoint(trained), f, path, kind)
     return files
+
+
+def test_a_file_whose_batch_another_tool_has_fixed_scores_any_number_of_images(exported, tmp_path) -> None:
+    model = onnx.load(exported["onnx", "uint8"])
+    onnx_tools.make_dim_param_fixed(model.graph, model.graph.input[0].type.tensor_type.shape.dim[0].dim_param, 2)
+    onnx.save(model, tmp_path / "fixed.onnx")
+    images = np.random.default_rng(0).integers(0, 256, (5, 64, 64, 3), dtype=np.uint8)
+    wanted, found = (OnnxEngine(path)(images) for path in (exported["onnx", "uint8"], tmp_path / "fixed.onnx"))
+    for one, other in zip(wanted, found, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
 
 
 def run_python(*args: str | Path) -> tiny.Outcome:

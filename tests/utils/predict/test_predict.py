@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -248,9 +249,34 @@ def test_patterns_folders_and_files_name_each_image_once(run, image: Path, tmp_p
 
 def test_what_it_wrote_into_the_folder_of_images_is_no_image(run, image: Path, tmp_path: Path) -> None:
     folder = links(tmp_path / "in", image, 2)
-    run(folder, out=folder / "out")
-    run(folder, out=folder / "out")
-    assert files(folder / "out") == ["0000.png", "0001.png"]
+    for out in (folder / "out", folder, tmp_path):
+        run(folder, out=out)
+        for given in (folder, f"{folder}/**/*"):
+            assert "0 images predicted, 2 were there already" in run(given, out=out)
+        assert files(out) == ["0000.png", "0001.png"]
+        shutil.rmtree(out / "pictures")
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts/a.txt").touch()
+    with pytest.raises(UserError, match=r"no image or video in it; left out: 1 of type \.txt \(a\.txt\)"):
+        run(tmp_path / "texts", out=tmp_path / "other")
+
+
+def test_linked_folders_are_followed_and_what_is_left_out_is_counted_and_named(run, image: Path, tmp_path: Path) -> None:
+    folder = links(tmp_path / "in", image, 1)
+    links(tmp_path / "elsewhere", image, 1)
+    (folder / "linked").symlink_to(tmp_path / "elsewhere")
+    (folder / "loop").symlink_to(tmp_path)
+    (folder / "@eaDir").mkdir()
+    (folder / "a.HEIC").touch()
+    two = Image.new("RGB", (20, 20))
+    for name in ("two.tif", "two.gif"):
+        two.save(folder / name, save_all=True, append_images=[Image.new("RGB", (20, 20), "red")])
+    output = run(folder)
+    assert set(files(tmp_path / "out")) >= {"0000.png", "linked/0000.png", "two.tif"}
+    assert "left out: 1 of type .heic (a.HEIC)" in output
+    assert "left out: 1 folders of the system or of thumbnails (@eaDir)" in output
+    assert "linked folders that are read under another name (loop)" in output
+    assert "with further pages or frames, of which only the first is read (two." in output
 
 
 def test_a_video_has_a_line_a_frame(run, image: Path, tmp_path: Path) -> None:

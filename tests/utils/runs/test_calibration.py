@@ -13,6 +13,7 @@ import torch
 from scipy.stats import binomtest
 
 from datasets.build import build_dataset
+from datasets.custom import choose_held_out
 from datasets.lists import read_list, write_list
 from tests.helpers import tiny
 from tools import calibrate as tool
@@ -20,6 +21,7 @@ from utils.config import load_config
 from utils.errors import UserError
 from utils.evaluation.calibration import (
     Calibration,
+    Threshold,
     binomial_interval,
     calibrate,
     calibration_of,
@@ -29,6 +31,8 @@ from utils.evaluation.calibration import (
     read_calibration,
 )
 from utils.predict.predictor import Predictor
+from utils.report.result_folder import Scores
+from utils.runs.calibrate import warn_of_contradictions
 
 # --- thresholds ---
 
@@ -124,9 +128,29 @@ def test_a_defective_image_in_the_list_is_not_held_out(tmp_path: Path) -> None:
     for record in records[:4]:
         record["label"] = 1
     write_list(records, tmp_path / "data/train.json")
-    kept, held_out = datasets_of(path, "dataset.holdout=0.9")
-    assert all(record["filename"] in kept for record in records[:5])
+    kept, held_out = datasets_of(path, "dataset.holdout=0.9", "dataset.on_defective_train=skip")
+    assert records[4]["filename"] in kept
+    assert not {record["filename"] for record in records[:4]} & {*kept, *held_out}
     assert {name.split("/")[0] for name in held_out} == {"tile"}
+
+
+def test_near_duplicates_are_held_out_together() -> None:
+    records = [{"filename": f"{i}.png", "label": 0, "clsname": "nut", "group": f"{i // 3}"} for i in range(30)]
+    for share in (0.1, 0.3, 0.9):
+        chosen = choose_held_out(records, share)
+        assert len(chosen) == round(share * 30)
+        assert len({name for i in range(30) if (name := f"{i // 3}") and f"{i}.png" in chosen}) == len(chosen) // 3
+
+
+@pytest.mark.parametrize(("alarms", "contradicts"), [(8, True), (1, False)])
+def test_false_alarms_outside_of_the_stated_interval_are_said(caplog, alarms: int, contradicts: bool) -> None:
+    threshold = Threshold(1.0, 30, (0.002, 0.285))
+    calibration = Calibration("max", 0.1, "ckpt.pth.tar", "", 1, "", threshold, {"nut": threshold})
+    scores = np.array([2.0] * alarms + [0.5] * (10 - alarms))
+    test = Scores(np.array(["nut"] * 10), np.zeros(10, int), {"max": scores})
+    with caplog.at_level("WARNING", "uniad"):
+        warn_of_contradictions(calibration, test)
+    assert ("nut: 8/10 = 80.0 % false alarms on test/good contradict the stated 0.2–28.5 %" in caplog.text) is contradicts
 
 
 def test_evaluation_knows_no_holdout(tmp_path: Path) -> None:

@@ -191,7 +191,7 @@ def train_with(
     return trainer
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_lets_the_step_end_and_leaves_others_their_handlers(path: Path, number: int) -> None:
     mine = signal.signal(number, handler := lambda *_: None)
     try:
@@ -224,14 +224,26 @@ def test_after_the_last_epoch_there_is_nothing_to_interrupt(path: Path) -> None:
     assert trainer.epoch == result(path)["epoch"] == 1
 
 
-def test_ctrl_c_stays_as_it_is(path: Path) -> None:
+def test_a_second_ctrl_c_leaves_at_once(path: Path) -> None:
+    def validate() -> dict[str, float]:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        return {}
+
     inherited = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored if the tests were started with nohup and &
     try:
         with pytest.raises(KeyboardInterrupt):
-            train_with(path, at=13, number=signal.SIGINT)
+            train_with(path, validate=validate)
     finally:
         signal.signal(signal.SIGINT, inherited)
-    assert result(path)["epoch"] == 1
+
+
+def test_an_ignored_signal_stays_ignored(path: Path) -> None:
+    inherited = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        assert train_with(path, "trainer.max_epoch=2", at=3, number=signal.SIGHUP).epoch == 2
+    finally:
+        signal.signal(signal.SIGHUP, inherited)
 
 
 def test_training_in_a_thread_goes_without_handlers(path: Path) -> None:

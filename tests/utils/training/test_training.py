@@ -64,6 +64,38 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(path: Path, log_text) -> Non
     assert_same(resumed, whole)
 
 
+def test_training_without_a_test_list_works_and_says_what_is_missing(path: Path, log_text) -> None:
+    path.write_text(path.read_text().replace("  test: {meta_file: data/test.json}\n", ""))
+    assert train(path, "run")["epoch"] == 1
+    assert "no list of test images (dataset.test.meta_file)" in log_text()
+    assert (path.parent / "run/ckpt_best.pth.tar").is_file()
+    with pytest.raises(UserError, match=r"dataset\.test\.meta_file is missing"):
+        tiny.evaluate(path, f"saver.load_path={path.parent}/run/ckpt.pth.tar")
+
+
+def test_without_defective_test_images_one_line_takes_the_place_of_the_table(path: Path, log_text) -> None:
+    lines = (path.parent / "data/test.json").read_text().splitlines(keepends=True)
+    (path.parent / "data/test.json").write_text("".join(line for line in lines if '"label": 0' in line))
+    train(path, "run")
+    assert "no metric has a number: images of one label only" in log_text()
+    assert " nan" not in log_text().split("no metric has a number")[0].splitlines()[-1]
+
+
+def test_a_class_that_was_added_is_named_when_the_run_goes_on(path: Path, log_text) -> None:
+    lists = {name: (path.parent / f"data/{name}.json").read_text() for name in ("train", "test")}
+    for name, text in lists.items():
+        (path.parent / f"data/{name}.json").write_text(
+            "".join(line for line in text.splitlines(keepends=True) if "tile" not in line)
+        )
+    train(path, "run")
+    for name, text in lists.items():
+        (path.parent / f"data/{name}.json").write_text(text)
+    train(path, "run", "saver.auto_resume=True")
+    assert "the run so far has not seen tile" in log_text()
+    tiny.evaluate(path, f"saver.load_path={path.parent}/run/ckpt.pth.tar")
+    assert "ckpt.pth.tar has not seen tile" in log_text()
+
+
 def test_the_best_metric_survives_a_resume(path: Path) -> None:
     train(path, "run")
     last, best = path.parent / "run/ckpt.pth.tar", path.parent / "run/ckpt_best.pth.tar"
