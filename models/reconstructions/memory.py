@@ -26,10 +26,12 @@ class Memory(nn.Module):
         max_tokens: of all classes together.
         smooth: side of the window over which features are averaged, with zeros around the grid; 1: none.
         coreset: how each class's tokens are chosen: "greedy", far from each other, or "random".
+        distance: "deviations", Euclidean over sqrt(C), each channel in units of its deviation, which suits CNNs; or "angle",
+            Euclidean between tokens of length 1, which suits ViTs.
         save_recon: {"save_dir"}; evaluation writes the reconstructed features there. False: it does not.
 
-    Its buffers are M tokens, each channel in units of its deviation, with `owner`, M, the number of a token's class, and `names`,
-    the classes as JSON in bytes. They take the size of what is loaded. Raises UserError for a window that has no middle.
+    Its buffers are M tokens as they are compared, with `owner`, M, the number of a token's class, and `names`, the classes as
+    JSON in bytes. They take the size of what is loaded. Raises UserError for a window that has no middle.
     """
 
     growing = ("tokens", "owner", "names")  # buffers whose length a checkpoint decides
@@ -41,13 +43,14 @@ class Memory(nn.Module):
         max_tokens: int = 20000,
         smooth: int = 3,
         coreset: str = "greedy",
+        distance: str = "deviations",
         save_recon: dict | bool = False,
     ) -> None:
         super().__init__()
         if smooth % 2 == 0:
             raise UserError(f"smooth {smooth} must be odd, so that the window has a middle")
         channels, self.stride = as_number(inplanes), as_number(instrides)
-        self.max_tokens, self.smooth, self.coreset = max_tokens, smooth, coreset
+        self.max_tokens, self.smooth, self.coreset, self.by_angle = max_tokens, smooth, coreset, distance == "angle"
         self.save_recon = dict(save_recon) if save_recon else None
         self.only: str | None = None  # a class: only its tokens are compared with
         self.register_buffer("mean", torch.zeros(channels))
@@ -63,18 +66,22 @@ class Memory(nn.Module):
     def forward(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """Takes `feature_align` BxCxhxw; returns `feature_rec` BxCxhxw, the nearest tokens, smoothed as the features are.
 
-        Also `distance` Bx1xhxw, Euclidean over sqrt(C), in units of deviations, and the anomaly map `pred` Bx1xHxW, the distance
-        at the image's size. An image's numbers do not depend on the other images of its batch.
+        Also `distance` Bx1xhxw and the anomaly map `pred` Bx1xHxW, the distance at the image's size. By angle, a reconstruction
+        has the length of what it stands for. An image's numbers do not depend on the other images of its batch.
         """
         with torch.autocast(inputs["feature_align"].device.type, enabled=False):
-            queries = self.standardise(self.average(inputs["feature_align"].float()))  # B x C x h x w
-            queries = queries.movedim(1, -1)  # B x h x w x C
+            features = self.average(inputs["feature_align"].float())  # B x C x h x w
+            queries = self.comparable(features).movedim(1, -1)  # B x h x w x C
             tokens = self.compared()
             # Image by image the arithmetic is the same in every batch; a graph to export cannot loop over a batch.
             parts = [queries.flatten(0, 2)] if in_graph() else [image.flatten(0, 1) for image in queries]
             nearest = torch.cat([tokens[find_nearest(part, tokens)] for part in parts]).view_as(queries)
-            distance = (queries - nearest).square().mean(dim=-1).sqrt()[:, None]  # B x 1 x h x w
-            feature_rec = nearest.movedim(-1, 1) * self.deviation[:, None, None] + self.mean[:, None, None]
+            squares = (queries - nearest).square()
+            distance = (squares.sum(dim=-1) if self.by_angle else squares.mean(dim=-1)).sqrt()[:, None]  # B x 1 x h x w
+            if self.by_angle:
+                feature_rec = nearest.movedim(-1, 1) * features.norm(dim=1, keepdim=True)
+            else:
+                feature_rec = nearest.movedim(-1, 1) * self.deviation[:, None, None] + self.mean[:, None, None]
         return {
             "feature_rec": feature_rec,
             "distance": distance,
@@ -85,8 +92,10 @@ class Memory(nn.Module):
         """Each place of BxCxhxw as the mean of its neighbourhood."""
         return F.avg_pool2d(features, self.smooth, stride=1, padding=self.smooth // 2) if self.smooth > 1 else features
 
-    def standardise(self, features: Tensor) -> Tensor:
-        """BxCxhxw in units of each channel's deviation; a constant channel becomes 0."""
+    def comparable(self, features: Tensor) -> Tensor:
+        """BxCxhxw with each token of length 1, or in units of each channel's deviation; a constant channel becomes 0."""
+        if self.by_angle:
+            return F.normalize(features, dim=1)
         scale = torch.where(self.deviation > 0, 1 / self.deviation, 0.0)
         return (features - self.mean[:, None, None]) * scale[:, None, None]
 
@@ -107,13 +116,13 @@ class Memory(nn.Module):
         tokens, unless it has fewer. Raises UserError where that is less than a token a class.
         """
         quotas = shares({name: len(tokens) for name, tokens in samples.items()}, total)
-        if not len(self.tokens):
+        if not len(self.tokens) and not self.by_angle:
             variance, self.mean = torch.var_mean(torch.cat(list(samples.values())), dim=0, correction=0)
             deviation = variance.sqrt()
             self.deviation = deviation.masked_fill(deviation <= 1e-6 * self.mean.abs(), 0)
         classes = self.classes
         for name, tokens in samples.items():
-            tokens = self.standardise(tokens.T[None, :, :, None])[0, :, :, 0].T  # N x C
+            tokens = self.comparable(tokens.T[None, :, :, None])[0, :, :, 0].T  # N x C
             chosen = tokens[choose(tokens, quotas[name], self.coreset, seed)]
             self.tokens = torch.cat([self.tokens, chosen])
             self.owner = torch.cat([self.owner, self.owner.new_full((len(chosen),), len(classes))])

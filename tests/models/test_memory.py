@@ -60,6 +60,17 @@ def test_the_reconstruction_is_the_nearest_token_in_the_features_units(normal: T
     torch.testing.assert_close(outputs["distance"], torch.zeros(IMAGES, 1, *GRID), atol=1e-6, rtol=0)
 
 
+def test_by_angle_tokens_have_length_1_and_a_reconstruction_the_length_of_its_token(normal: Tensor):
+    memory, test = filled(normal, distance="angle"), normal[:2].flip(3) * 1.3
+    outputs = memory({"feature_align": test})
+    stored, queries = (averaged(features).reshape(-1, CHANNELS) for features in (normal, test))
+    cosines = (queries @ stored.T) / np.linalg.norm(queries, axis=1)[:, None] / np.linalg.norm(stored, axis=1)
+    expected = np.sqrt(2 - 2 * cosines.max(axis=1).clip(max=1)).reshape(2, 1, *GRID)
+    np.testing.assert_allclose(outputs["distance"], expected, atol=1e-3)
+    given, rebuilt = torch.from_numpy(averaged(test)).float(), outputs["feature_rec"].movedim(1, -1)
+    torch.testing.assert_close(rebuilt.norm(dim=-1), given.norm(dim=-1))
+
+
 def test_the_map_has_the_images_size_and_the_distances_at_its_corners(normal: Tensor):
     outputs = filled(normal, total=5)({"feature_align": normal})
     assert outputs["pred"].shape == (IMAGES, 1, GRID[0] * STRIDE, GRID[1] * STRIDE)

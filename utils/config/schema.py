@@ -363,6 +363,9 @@ class MemoryKwargs(Section):
     max_tokens: Int = key("normal tokens to keep, an equal share for each class", 20000, ge=1)
     smooth: Int = key("side of the window over which features are averaged; 1: none", 3, ge=1)
     coreset: Literal["greedy", "random"] = key("how they are chosen: far from each other, or at random", "greedy")
+    distance: Literal["deviations", "angle"] = key(
+        "channels in units of their deviation, or the angle between tokens", "deviations"
+    )
     save_recon: SaveRecon | None = None
 
 
