@@ -106,7 +106,9 @@ class ImageReader(Section):
 
 
 class FeatureCache(Section):
-    mode: Literal["auto", "off"] = key("auto: compute frozen features once and read them back, where they never change", "auto")
+    mode: Literal["auto", "off"] = key(
+        "auto: compute frozen features once and read them back; where they change, keep the resized images", "auto"
+    )
     dtype: Literal["float32", "bfloat16", "float16"] = key("number format of the stored features", "float32")
     dir: PathText = key("folder of the features, on a disk that all processes share", "feature_cache")
 
