@@ -1,6 +1,7 @@
 """Reading and resizing images: the one place for training, prediction and pictures. Nothing here imports torch."""
 
 import os
+import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -17,6 +18,7 @@ RESAMPLE = {"bilinear": Image.Resampling.BILINEAR, "lanczos": Image.Resampling.L
 
 Picture: TypeAlias = str | Path | Image.Image | np.ndarray  # see to_rgb
 
+warnings.filterwarnings("ignore", module=r"PIL\.")  # about odd metadata
 # Loader workers are the parallelism; OpenCV's own threads would compete with them and can deadlock in a forked worker.
 cv2.setNumThreads(0)
 

@@ -70,9 +70,7 @@ def train(config: EasyDict, process: Process, overwrite: bool = False) -> None:
             log.warning("evaluator.key_metric %s has no number, so no checkpoint is the best", key)
         return numbers
 
-    trainer.train(
-        build_loader(train_set, config, "train", process, seed), validate if test_set else dict, val_freq, save_freq=val_freq
-    )
+    trainer.train(build_loader(train_set, config, "train", process, seed), validate if test_set else dict, val_freq)
     if process.is_main:
         log.info("ckpt.pth.tar is the result")
         if math.isfinite(trainer.best_metric):
