@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -41,6 +42,7 @@ class ImageDataset(SampleReader):
         self.seed = seed
         self.epoch = 0
         self.pseudo_anomalies = pseudo_anomalies
+        self.resized: Any = None  # rows of a cache of images, datasets.cached.Rows
 
     def load(self, index: int) -> tuple[np.ndarray, np.ndarray | None]:
         """The original image, h x w x 3 uint8, and its mask, h x w in {0, 1}, or None without a mask.
@@ -48,6 +50,15 @@ class ImageDataset(SampleReader):
         UserError for an image or a mask that cannot be read.
         """
         raise NotImplementedError
+
+    def load_sized(self, index: int) -> tuple[np.ndarray, np.ndarray | None, tuple[int, int]]:
+        """As `load`, and the original's height and width; a cache gives image and mask at the network's input size."""
+        if self.resized is not None:
+            image, mask, size = self.resized[index]
+            if size[0]:
+                return image.numpy(), mask, size
+        image, mask = self.load(index)
+        return image, mask, image.shape[:2]
 
     def read_rgb(self, index: int) -> np.ndarray:
         """The original picture, h x w x 3 uint8 RGB, for visualisation."""
@@ -62,7 +73,7 @@ class ImageDataset(SampleReader):
         raise NotImplementedError
 
     def __getitem__(self, index: int) -> dict:
-        original, mask = self.load(index)
+        original, mask, (height, width) = self.load_sized(index)
         rng = np.random.default_rng([self.seed, self.epoch, index]) if self.training else None
         image, mask = self.transform.arrays(original, mask, rng)
         sample = {
@@ -71,8 +82,8 @@ class ImageDataset(SampleReader):
             "label": self.labels[index],
             "clsname": self.clsnames[index],
             "filename": self.filenames[index],
-            "height": original.shape[0],
-            "width": original.shape[1],
+            "height": height,
+            "width": width,
             "index": index,
         }
         if rng is not None and self.pseudo_anomalies:
@@ -84,7 +95,7 @@ class ImageDataset(SampleReader):
     def _read_donor(self, rng: np.random.Generator) -> np.ndarray | None:
         """A random image of the data set, H x W x 3 uint8; None if it cannot be read and bad images are skipped."""
         try:
-            donor, _ = self.load(rng.integers(len(self)))
+            donor, _, _ = self.load_sized(rng.integers(len(self)))
         except UserError:
             if self.on_bad_image == "stop":
                 raise

@@ -1,7 +1,7 @@
 """A data set whose images are read as the features that a frozen backbone made of them; utils.training.feature_cache writes them.
 
 A cache is a folder. It holds, a row an image in the order of the data set,
-    features.bin  numbers of the configured dtype, of the key's shape: C x h x w, or G x N x D for Dinomaly
+    features.bin  numbers of the configured dtype: C x h x w, for Dinomaly G x N x D; in a cache of images H x W x 3 bytes
     masks.bin     H x W bits
     sizes.bin     two int32, height and width of the original; 0 for an image that could not be read
 and key.json, everything that decides the rows.
@@ -38,6 +38,27 @@ def is_whole(folder: Path, key: dict[str, Any]) -> bool:
         return False
 
 
+class Rows:
+    """The rows of the finished cache in `folder`."""
+
+    def __init__(self, folder: Path, key: dict[str, Any]) -> None:
+        self.folder, self.key = folder, key
+        self.files: list[np.memmap] = []
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "files": []}  # pickled, a map would be the whole array: a worker opens its own
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, np.ndarray, tuple[int, int]]:
+        """What is cached of the image, in the cache's dtype; its mask, H x W uint8; the original's height and width."""
+        if not self.files:
+            sizes, count = row_sizes(self.key).items(), self.key["shape"][0]
+            self.files = [np.memmap(self.folder / name, np.uint8, "r", shape=(count, size)) for name, size in sizes]
+        content, mask, size = (np.array(rows[index]) for rows in self.files)  # copies of bytes
+        height, width = self.key["seen_size"]
+        content = torch.from_numpy(content).view(getattr(torch, self.key["dtype"])).reshape(self.key["shape"][1:])
+        return content, np.unpackbits(mask, count=height * width).reshape(height, width), tuple(size.view(np.int32).tolist())
+
+
 class FeatureDataset(SampleReader):
     """The images of `data` as their features, from the finished cache in `folder`.
 
@@ -47,36 +68,46 @@ class FeatureDataset(SampleReader):
 
     def __init__(self, data: ImageDataset, folder: Path, key: dict[str, Any]) -> None:
         super().__init__(data.filenames, data.training, data.on_bad_image)
-        self.data, self.folder, self.key = data, folder, key
+        self.data, self.rows = data, Rows(folder, key)
         self.labels, self.clsnames, self.warned = data.labels, data.clsnames, data.warned
         self.epoch = 0
-        self.rows: list[np.memmap] = []
 
     def read_rgb(self, index: int) -> np.ndarray:
         """The original picture, h x w x 3 uint8 RGB, for visualisation."""
         return self.data.read_rgb(index)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "rows": []}  # pickled, a map would be the whole array: a worker opens its own
-
     def __getitem__(self, index: int) -> dict[str, Any]:
-        if not self.rows:
-            sizes = row_sizes(self.key).items()
-            self.rows = [np.memmap(self.folder / name, np.uint8, "r", shape=(len(self), size)) for name, size in sizes]
-        features, mask, size = (np.array(rows[index]) for rows in self.rows)  # copies of bytes
-        height, width = self.key["seen_size"]
-        original_height, original_width = size.view(np.int32).tolist()
-        if not original_height:
+        features, mask, (height, width) = self.rows[index]
+        if not height:
             self.data.load(index)  # raises the reason
-            raise UserError(f"{self.filenames[index]} could not be read when features were computed: remove {self.folder}")
-        dtype, shape = getattr(torch, self.key["dtype"]), self.key["shape"][1:]
+            raise UserError(f"{self.filenames[index]} could not be read when features were computed: remove {self.rows.folder}")
         return {
-            self.key["reads"]: torch.from_numpy(features).view(dtype).reshape(shape).float(),
-            "mask": torch.from_numpy(np.unpackbits(mask, count=height * width)).reshape(1, height, width).float(),
+            self.rows.key["reads"]: features.float(),
+            "mask": torch.from_numpy(mask)[None].float(),
             "label": self.labels[index],
             "clsname": self.clsnames[index],
             "filename": self.filenames[index],
-            "height": original_height,
-            "width": original_width,
+            "height": height,
+            "width": width,
+            "index": index,
+        }
+
+
+class ResizedImages(SampleReader):
+    """The images and masks of `data` at the network's input size, not augmented: what a cache of images holds."""
+
+    def __init__(self, data: ImageDataset) -> None:
+        super().__init__(data.filenames, False, data.on_bad_image)
+        self.data, self.warned = data, data.warned
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        original, mask = self.data.load(index)
+        image, mask = self.data.transform.resized(original, mask)
+        height, width = original.shape[:2]
+        return {
+            "image": torch.from_numpy(image.copy()),
+            "mask": torch.from_numpy(mask.copy()),
+            "height": height,
+            "width": width,
             "index": index,
         }

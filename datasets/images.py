@@ -1,6 +1,7 @@
 """Reading and resizing images: the one place for training, prediction and pictures. Nothing here imports torch."""
 
 import os
+import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -17,6 +18,7 @@ RESAMPLE = {"bilinear": Image.Resampling.BILINEAR, "lanczos": Image.Resampling.L
 
 Picture: TypeAlias = str | Path | Image.Image | np.ndarray  # see to_rgb
 
+warnings.filterwarnings("ignore", module=r"PIL\.")  # about odd metadata
 # Loader workers are the parallelism; OpenCV's own threads would compete with them and can deadlock in a forked worker.
 cv2.setNumThreads(0)
 
@@ -76,7 +78,7 @@ def shrink(rgb: np.ndarray, longest: int) -> np.ndarray:
 
 def count_frames(path: str | Path | BinaryIO) -> int:
     """How many pages or frames the file holds; only the first is ever read. 1 where PIL cannot tell."""
-    with suppress(OSError, SyntaxError, ValueError, Image.DecompressionBombError), Image.open(path) as file:
+    with suppress(Exception), Image.open(path) as file:  # a damaged file raises any of many kinds
         return getattr(file, "n_frames", 1)
     return 1
 
@@ -112,7 +114,7 @@ class ImageReader:
         path, flags = self.image_dir / name, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH
         mask = _decode(path, flags, self._full_name(name)).max(axis=2)  # H x W
         alpha = None
-        with suppress(OSError, SyntaxError, ValueError, Image.DecompressionBombError), Image.open(path) as file:
+        with suppress(Exception), Image.open(path) as file:  # where PIL cannot, OpenCV decides
             if file.mode == "P":
                 mask = np.asarray(ImageOps.exif_transpose(file))
             elif file.mode in ("LA", "RGBA"):

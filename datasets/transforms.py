@@ -58,14 +58,17 @@ class Transform:
         self, image: np.ndarray, mask: np.ndarray | None, rng: np.random.Generator | None
     ) -> tuple[np.ndarray, np.ndarray]:
         """As the call, but not yet normalised: the image, H x W x 3 uint8, and the mask, H x W uint8."""
-        image = self.middle(resize(image, self.input_size, self.resample))  # H x W x 3
-        if mask is None:
-            mask = np.zeros(self.crop, np.uint8)
-        else:
-            mask = self.middle(resize(mask, self.input_size, Image.Resampling.NEAREST))  # H x W
+        image, mask = map(self.middle, self.resized(image, mask))  # H x W x 3, H x W
         if rng is not None:
             image, mask = self._augment(image, mask, rng)
         return image, mask
+
+    def resized(self, image: np.ndarray, mask: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+        """Image and mask at input_size, before they are cropped; without a mask nothing is marked."""
+        image = resize(image, self.input_size, self.resample)
+        if mask is None:
+            return image, np.zeros(self.input_size, np.uint8)
+        return image, resize(mask, self.input_size, Image.Resampling.NEAREST)
 
     def middle(self, picture: np.ndarray) -> np.ndarray:
         """The part of a picture h x w, of any size, that a crop leaves."""

@@ -90,7 +90,9 @@ def read_layout(kind: str, root: Path, **options: str | None) -> Scan:
 def _contents(root: Path) -> str:
     names = sorted(f"{entry.name}/" if entry.is_dir() else entry.name for entry in root.iterdir())
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return ", ".join(names[:5]) + more if names else "nothing"
+    tree = walk_images(root)
+    left_out = [] if tree.images else tree.describe_left_out()
+    return "; ".join([", ".join(names[:5]) + more, *left_out]) if names else "nothing"
 
 
 def _hint(kind: str, root: Path) -> str:

@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import warnings
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -39,8 +38,7 @@ def check_images(scan: Scan, workers: int) -> dict[str, Checked]:
     """Read all images and masks; results by the image's filename. Shows a progress bar on a terminal."""
     reader = ImageReader(str(scan.root), color_mode="BGR")
     records = list(scan.records())
-    with warnings.catch_warnings(), ThreadPoolExecutor(workers) as pool:  # decoding releases the GIL
-        warnings.simplefilter("ignore")  # PIL warns about odd metadata
+    with ThreadPoolExecutor(workers) as pool:  # decoding releases the GIL
         checked = pool.map(lambda record: _check(record, scan.parts_of_mask(record), reader), records)
         checked = list(tqdm(checked, "reading", len(records), unit=" images", leave=False, disable=None))
     return {record["filename"]: result for record, result in zip(records, checked, strict=True)}

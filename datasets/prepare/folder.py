@@ -35,6 +35,8 @@ def read_folder(root: Path, good: str | None = None, bad: str | None = None) -> 
     for option, own in (("--good", good), ("--bad", bad)):
         if own not in (None, ".") and not any(own.casefold() == part.casefold() for name in images for part in _folders(name)):
             raise UserError(f"{root}: there is no folder '{own}' with images in it ({option})")
+    if depth := next((name for name in images if "xyz" in _folders(name)), None):
+        raise UserError(f"{root}: {depth} looks like MVTec 3D-AD's positions of points, which are not supported; move xyz/ away")
     masks_above, is_class = _first_level(root, images, names)
     masks, classes = [], defaultdict(list)
     stems = {(PurePosixPath(name).parent, PurePosixPath(name).stem.casefold()) for name in images}
@@ -49,7 +51,7 @@ def read_folder(root: Path, good: str | None = None, bad: str | None = None) -> 
         raise UserError(f"{root} holds masks only: their folders or names say so ({masks[0]})")
     for folder, members in classes.items():
         _read_class(scan, folder, [_describe(name, not is_class, names) for name in members], names)
-    _add_masks(scan, masks, is_class)
+    _add_masks(scan, masks, is_class, names)
     return scan
 
 
@@ -144,7 +146,7 @@ def _question(where: Path, unknown: list[Image], images: list[Image]) -> str:
     return either if any(image.label == 1 for image in images) else f"{either}; if all of them are good, use --good ."
 
 
-def _add_masks(scan: Scan, masks: list[str], is_class: bool) -> None:
+def _add_masks(scan: Scan, masks: list[str], is_class: bool, names: Names) -> None:
     """Give each defective image its mask: the same path without the names of splits and masks, or the only image of its stem."""
     by_key: dict[tuple, str] = {}
     for name in sorted(masks, key=lambda name: mask_stem(name) == PurePosixPath(name).stem.casefold()):  # NAME_mask comes first
@@ -160,6 +162,11 @@ def _add_masks(scan: Scan, masks: list[str], is_class: bool) -> None:
         mask = by_key.pop(key, None) or (of_stem[line["clsname"], stem] == 1 and by_key.pop(flat, None))
         if mask and line["label"]:
             line |= {"maskname": mask, "clsname": line.pop("clsname")}  # clsname stays last
+        elif mask and not any(names.label(part) == 0 for part in _folders(line["filename"])):
+            raise UserError(
+                f"{scan.root}: {line['filename']} lies where all images count as good, and has the mask {mask}: move images with "
+                "defects to a folder of their own, such as bad"
+            )
         elif mask:
             scan.left_out[mask] = "masks of good images"
     scan.left_out |= dict.fromkeys(by_key.values(), "masks without an image")

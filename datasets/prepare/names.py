@@ -6,7 +6,7 @@ from pathlib import PurePosixPath
 
 SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test"}
 SPLITS |= dict.fromkeys(("val", "valid", "validation"), "validation")
-FILLERS = {"set", "data", "dataset", "image", "images", "img", "imgs", "photo", "photos", "split"}
+FILLERS = {"set", "data", "dataset", "image", "images", "img", "imgs", "photo", "photos", "split", "rgb", "public"}
 MASKS = {f"{word}{s}" for word in ("mask", "gt", "groundtruth", "annotation", "segmentation", "label") for s in ("", "s")}
 MASK_FILE = re.compile(
     r"(?:(?:mask|gt|ground[ _-]?truth)s?[ ._-]+)?(.+?)"

@@ -38,7 +38,7 @@ def read_btad(root: Path) -> Scan:
 
 
 def is_mvtec_loco(root: Path) -> bool:
-    return bool(_classes_with(root, "train/good", "validation/good"))
+    return bool(_classes_with(root, "train/good", "validation/good", "test"))
 
 
 def read_mvtec_loco(root: Path) -> Scan:

@@ -312,6 +312,16 @@ def labels(scan) -> dict[str, int]:
         (["a/good/0", "a/bad/0", "b/good/0", "b/bad/1", "masks/b/bad/1"], ["a/bad/0", "b/bad/1"], ["masks/b/bad/1"]),
         (["good/0", "bad/1", "bad/1_mask", "good/0-label"], ["bad/1"], ["bad/1_mask"]),
         (["good/0", "Defekte Teile/1", "unknown/2"], ["unknown/2", "Defekte Teile/1"], []),
+        (
+            ["bagel/train/good/rgb/0", "bagel/test/hole/rgb/1", "bagel/test/hole/gt/1"],
+            ["bagel/test/hole/rgb/1"],
+            ["bagel/test/hole/gt/1"],
+        ),
+        (
+            ["can/train/good/0", "can/validation/good/1", "can/test_public/bad/2", "can/test_public/ground_truth/bad/2_mask"],
+            ["can/test_public/bad/2"],
+            ["can/test_public/ground_truth/bad/2_mask"],
+        ),
         (["bottle_label/good/0", "bottle_label/bad/1"], ["bottle_label/bad/1"], []),
     ],
 )
@@ -337,6 +347,9 @@ def test_usual_names_say_which_images_are_good_which_defective_and_which_masks(t
         (["train/good/0", "test/1"], "test/1.png lies beside good where no folder says"),
         (["good/scratch/0", "good/1"], "good/scratch/0.png: its folders say both good and defective"),
         (["masks/0", "masks/1"], "holds masks only"),
+        (["Class1/Train/0001", "Class1/Train/0002", "Class1/Train/Label/0002_label"], "0002.png lies where all .* has the mask"),
+        (["0", "1", "1_mask"], "1.png lies where all images count as good, and has the mask 1_mask.png"),
+        (["bagel/train/good/rgb/0", "bagel/train/good/xyz/0"], "MVTec 3D-AD's .* not supported; move xyz/ away"),
     ],
 )
 def test_names_that_allow_two_readings_stop_with_the_option_that_chooses(tmp_path, names, message):

@@ -1,7 +1,7 @@
 """Reads a configuration: YAML, its base, overrides; the result is checked, complete and has absolute paths."""
 
 from collections.abc import Iterable, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from easydict import EasyDict
@@ -57,8 +57,10 @@ def read_config(
     """The configuration as load_config reads it, each key checked, without derived values."""
     path = Path(path)
     raw = read_with_base(path)
+    results = result_folders(raw)
     for override in overrides:
         apply_override(raw, override)
+    follow_results(raw, results)
     if class_name is not None:
         check_class_name(class_name)
         if isinstance(dataset := as_value(raw.get("dataset")), dict):
@@ -70,7 +72,8 @@ def read_config(
             raise UserError(f"{path}: the section '{section}' is missing")
     try:
         config = validate(raw)
-        Paths(path.resolve().parent, class_name, tuple(class_paths)).resolve(config)
+        folder = path.resolve().parent
+        Paths(folder, class_name, tuple(class_paths), folder / Path(config["run_dir"] or "").expanduser()).resolve(config)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     return config
@@ -153,6 +156,25 @@ def apply_override(raw: dict[str, Any], override: str) -> None:
         node[last] = value
     else:
         raise UserError(f"argument '{override}': there is no section to hold '{last}'")
+
+
+def result_folders(raw: dict[str, Any]) -> dict[str, str]:
+    """The save_dir of the evaluator, under the name "", and of its kinds of pictures."""
+    evaluator = raw.get("evaluator") if isinstance(raw.get("evaluator"), dict) else {}
+    parts = {"": evaluator, **{style: evaluator.get(style) for style in ("vis_compound", "vis_single")}}
+    return {
+        name: part["save_dir"] for name, part in parts.items() if isinstance(part, dict) and isinstance(part.get("save_dir"), str)
+    }
+
+
+def follow_results(raw: dict[str, Any], before: dict[str, str]) -> None:
+    """Where overrides moved evaluator.save_dir, move the pictures in it along. before: result_folders without the overrides."""
+    now = result_folders(raw)
+    if "" not in before or now.get("") in (None, before[""]):
+        return
+    for style in now.keys() & before.keys() - {""}:
+        if now[style] == before[style] and PurePath(before[style]).is_relative_to(before[""]):
+            raw["evaluator"][style]["save_dir"] = str(now[""] / PurePath(before[style]).relative_to(before[""]))
 
 
 def list_index(items: list, part: str, override: str) -> int:

@@ -106,7 +106,9 @@ class ImageReader(Section):
 
 
 class FeatureCache(Section):
-    mode: Literal["auto", "off"] = key("auto: compute frozen features once and read them back, where they never change", "auto")
+    mode: Literal["auto", "off"] = key(
+        "auto: compute frozen features once and read them back; where they change, keep the resized images", "auto"
+    )
     dtype: Literal["float32", "bfloat16", "float16"] = key("number format of the stored features", "float32")
     dir: PathText = key("folder of the features, on a disk that all processes share", "feature_cache")
 
@@ -215,7 +217,7 @@ class Trainer(Section):
         "number format of the network; auto: float32, until bfloat16 is shown to be as good", "float32"
     )
     compile: Bool = key("torch.compile the trained subnets: minutes before the first step, no gain seen on CPU", False)
-    val_freq_epoch: Int = key("evaluate and save every so many epochs, and after the last", 10, ge=1)
+    val_freq_epoch: Int = key("evaluate every so many epochs, and after the last", 10, ge=1)
     print_freq_step: Int = key("a log line every so many steps", 50, ge=1)
     tb_freq_step: Int = key("TensorBoard scalars every so many steps", 10, ge=1)
     lr_scheduler: Scheduler | None = None
@@ -230,7 +232,9 @@ class Saver(Section):
     resume_model: PathText | None = key("train: resume from this checkpoint (auto_resume comes first)", None)
     init_from: PathText | None = key("train: start a new run from this checkpoint's weights (ours)", None)
     always_save: Bool = key("also keep ckpt_<epoch>.pth.tar of every evaluation", True)
-    save_freq_step: Int | None = key("train: also save every so many steps, for long epochs; none: only by epoch", None, ge=1)
+    save_freq_step: Int | None = key(
+        "train: also save every so many steps, for long epochs; none: only after each epoch", None, ge=1
+    )
     load_path: PathText = key("evaluate (-e): the checkpoint", "checkpoints/ckpt.pth.tar")
     save_dir: PathText = key("folder of the checkpoints", "checkpoints")
     log_dir: PathText = key("folder of the log and of TensorBoard's files", "log")
@@ -432,6 +436,9 @@ SUBNETS: dict[str, type[Section]] = {
 class Config(Section):
     """The whole configuration; a section that a file leaves out is not in the result."""
 
+    run_dir: PathText | None = key(
+        "folder of everything that a run writes; relative paths of checkpoints, log, results, pictures and caches lie in it", None
+    )
     version: Text | None = key("a free label of the configuration", None)
     random_seed: Int | None = key("the process's rank is added; powers 1 to 4 seed numpy, torch, CUDA and Python", None, ge=0)
     reproduce: Bool = key("deterministic algorithms; needs a seed. The same run twice is bit-equal on a machine", False)

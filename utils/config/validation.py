@@ -16,6 +16,8 @@ from utils.config.schema import PATH, SUBNET_KINDS, SUBNETS, Config, DatasetPart
 from utils.errors import UserError
 
 MOST = 5  # problems in a message
+OUTPUTS = ("saver.save_dir", "saver.log_dir", "saver.load_path", "evaluator.save_dir", "evaluator.vis_compound.save_dir")
+OUTPUTS += ("evaluator.vis_single.save_dir", "dataset.feature_cache.dir", "visualization.vis_dir")
 
 
 def validate(raw: dict[str, Any]) -> dict[str, Any]:
@@ -103,11 +105,12 @@ def is_list(field: FieldInfo) -> bool:
 
 @dataclass(frozen=True)
 class Paths:
-    """Where relative paths lead: to `folder`, and those of the keys `class_paths` to folder/class_name."""
+    """Where relative paths lead: to `folder`, those of OUTPUTS to `run_dir`; of `class_paths` to its class_name."""
 
     folder: Path
     class_name: str | None  # replaces {class_name} in a path
     class_paths: tuple[str, ...]
+    run_dir: Path
 
     def resolve(self, values: dict[str, Any], model: type[BaseModel] = Config, where: str = "") -> None:
         """Make the paths of a section absolute, in place."""
@@ -126,7 +129,8 @@ class Paths:
             if self.class_name is None:
                 raise UserError(f"{where} '{value}' is for the vis tools, which are started for a class with --class_name")
             value = value.replace("{class_name}", self.class_name)
-        folder = self.folder / self.class_name if where in self.class_paths else self.folder
+        folder = self.run_dir if where in OUTPUTS or where.endswith(".save_recon.save_dir") else self.folder
+        folder = folder / self.class_name if where in self.class_paths else folder
         return os.path.normpath(folder / Path(value).expanduser())
 
 

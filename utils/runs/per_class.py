@@ -65,7 +65,7 @@ def class_configs(path: str | Path, overrides: Sequence[str], config: EasyDict) 
         configs[clsname] = load_config(path, [*overrides, "dataset.separate=False"], (), clsname, class_paths)
         for section, key in (dotted.split(".") for dotted in OUTPUTS):
             output = configs[clsname][section][key]
-            if not Path(output).is_relative_to(Path(path).resolve().parent / clsname):
+            if not Path(output).is_relative_to(Path(config.run_dir or Path(path).resolve().parent) / clsname):
                 raise UserError(
                     f"{section}.{key} {output} would be shared by all classes: with dataset.separate it lies below CLASS/, "
                     "give a path relative to the configuration's folder"

@@ -81,7 +81,7 @@ def train(config: EasyDict, process: Process, overwrite: bool = False) -> None:
     if fills:
         trainer.train(loader, validation)
     else:
-        trainer.train(loader, validation, val_freq, save_freq=val_freq)
+        trainer.train(loader, validation, val_freq)
     if process.is_main:
         log.info("ckpt.pth.tar is the result")
         if not fills and math.isfinite(trainer.best_metric):

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from datasets.base import ImageDataset
-from datasets.cached import KEY, FeatureDataset, is_whole, row_sizes
+from datasets.cached import KEY, FeatureDataset, ResizedImages, Rows, is_whole, row_sizes
 from datasets.loading import ImageLoader
 from datasets.samplers import EvalSampler
 from models.discriminators import Discriminator
@@ -51,6 +51,8 @@ def cached(
 ) -> ImageDataset | FeatureDataset:
     """`data` with its features from the cache, which is built if there is none; `data` itself where caching is off.
 
+    Where features cannot be cached, a data set of image files reads its images from a cache at the network's input size.
+
     `network` has the weights it will be used with; cfg is the whole configuration. One line tells what was read or built, or
     why there is no cache. Every process must call it. Raises UserError for an image that cannot be read, unless such images
     are skipped, for features that the dtype cannot hold, and for a folder that not all processes see.
@@ -59,20 +61,23 @@ def cached(
     if settings["feature_cache"]["mode"] == "off":
         return data
     reason = why_not(data, network)
-    if reason is None:
-        precision = choose_precision((cfg.get("trainer") or {}).get("precision", "float32"))
-        builder = Builder(data, network, cfg["net"], settings, process, split, precision)
+    if reason is not None:
+        log.info("feature cache: off for the %s images: %s", SPLITS[split], reason)
+        if cfg["dataset"]["type"] != "custom" or not hasattr(os, "posix_fallocate"):
+            return data
+    precision = choose_precision((cfg.get("trainer") or {}).get("precision", "float32"))
+    builder = Builder(data, network, cfg["net"], settings, process, split, precision, of_images=reason is not None)
+    try:
         try:
-            try:
-                return builder.open_or_build()
-            except ImagesChanged:  # in every process
-                if data.on_bad_image == "stop":
-                    raise
-                log.warning("feature cache: images were changed while their features were computed, it is built once more")
-                return builder.open_or_build()
-        except OSError as error:  # the same one in every process
-            reason = f"{error.filename or settings['feature_cache']['dir']}: {error.strerror or error}"
-    log.info("feature cache: off for the %s images: %s", SPLITS[split], reason)
+            return builder.open_or_build()
+        except ImagesChanged:  # in every process
+            if data.on_bad_image == "stop":
+                raise
+            log.warning("%s: images were changed while their features were computed, it is built once more", builder.name)
+            return builder.open_or_build()
+    except OSError as error:  # the same one in every process
+        reason = f"{error.filename or settings['feature_cache']['dir']}: {error.strerror or error}"
+    log.info("%s: off for the %s images: %s", builder.name, SPLITS[split], reason)
     return data
 
 
@@ -86,7 +91,8 @@ def why_not(data: ImageDataset, network: nn.Module) -> str | None:
         if any(parameter.requires_grad for parameter in subnet.parameters()):
             return f"the {name} is trained (see frozen_layers)"
     if any(isinstance(subnet, Discriminator) for subnet in network.children()):
-        return "the discriminator reads the backbone's own features, of pseudo-anomalies that are never twice the same"
+        reason = "the discriminator reads the backbone's own features, "
+        return reason + ("of pseudo-anomalies that are never twice the same" if data.training else "which it does not hold")
     if any(isinstance(module, Standardise) for module in network.modules()):
         return "the statistics for standardising features are gathered in training"
     return None
@@ -103,8 +109,13 @@ class Builder:
     process: Process
     split: str
     precision: torch.dtype
+    of_images: bool = False  # images of the network's input size in place of features
 
-    def open_or_build(self) -> FeatureDataset:
+    @property
+    def name(self) -> str:
+        return "image cache" if self.of_images else "feature cache"
+
+    def open_or_build(self) -> ImageDataset | FeatureDataset:
         """Raises UserError as in `cached`, or OSError where folder or disk do not serve; both in every process."""
         started, parent = time.monotonic(), Path(self.settings["feature_cache"]["dir"])
         key = on_main(self.make_key, self.process)
@@ -116,8 +127,12 @@ class Builder:
         self.check_shared(is_whole(folder, key), parent)
         source = f"built in {time.monotonic() - started:.0f} s:" if builds else "read from"
         megabytes = len(self.data) * sum(row_sizes(key).values()) / 1e6
-        log.info("feature cache: %d %s images, %.1f MB, %s %s", len(self.data), SPLITS[self.split], megabytes, source, folder)
-        return FeatureDataset(self.data, folder, key)
+        log.info("%s: %d %s images, %.1f MB, %s %s", self.name, len(self.data), SPLITS[self.split], megabytes, source, folder)
+        if not self.of_images:
+            return FeatureDataset(self.data, folder, key)
+        data = copy(self.data)
+        data.resized = Rows(folder, key)
+        return data
 
     def make_key(self) -> dict[str, Any]:
         """Everything that decides the rows of a cache, as JSON holds it."""
@@ -131,11 +146,11 @@ class Builder:
             "dtype": settings["feature_cache"]["dtype"],
             "precision": str(self.precision),
             "reads": self.network.reads,
-            "shape": [len(self.data), *self.shape_of_one(seen)],
+            "shape": None if self.of_images else [len(self.data), *self.shape_of_one(seen)],
             "seen_size": seen,
             "net": [[s["type"], {k: v for k, v in s["kwargs"].items() if k not in WHERE_FROM}] for s in before],
             "groups": self.net[1]["kwargs"].get("groups"),
-            "weights": hash_weights(self.network.subnets[: self.network.depth]),
+            "weights": None if self.of_images else hash_weights(self.network.subnets[: self.network.depth]),
             "dataset": settings["type"],
             **{name: settings[name] for name in ("input_size", "pixel_mean", "pixel_std")},
             "color_mode": reader["kwargs"].get("color_mode"),
@@ -143,6 +158,10 @@ class Builder:
             "images": hash_images(self.data),
             "on_bad_image": self.data.on_bad_image,  # where bad images stop a run, no row may be empty
         }
+        if self.of_images:
+            size, of_network = settings["input_size"], ("device", "precision", "reads", "net", "groups", "weights")
+            key = {name: value for name, value in key.items() if name not in (*of_network, "pixel_mean", "pixel_std")}
+            key |= {"dtype": "uint8", "shape": [len(self.data), *size, 3], "seen_size": size}
         return json.loads(json.dumps(key))
 
     def shape_of_one(self, size: Sequence[int]) -> list[int]:
@@ -171,7 +190,7 @@ class Builder:
             for failure in filter(None, broadcast(gather(error, self.process), self.process)):
                 raise failure
             on_main(finish, self.process)
-            report_skipped(loader, self.process, "feature cache")
+            report_skipped(loader, self.process, self.name)
         finally:
             if self.process.is_main:
                 shutil.rmtree(temporary, ignore_errors=True)  # after a failure; a finished cache has its name by now
@@ -187,9 +206,12 @@ class Builder:
         self.network.eval()
         files = [os.open(folder / name, os.O_WRONLY) for name in row_sizes(key)]
         for batch in tqdm(loader, desc=f"features, {folder.name}", leave=False, disable=None if self.process.is_main else True):
-            with autocast(self.process.device, self.precision):
-                outputs = self.network.front(to_device(batch, self.process.device))
-            features = outputs[key["reads"]].to(getattr(torch, key["dtype"]))  # B x ...
+            if self.of_images:
+                features = batch["image"]  # B x H x W x 3 uint8
+            else:
+                with autocast(self.process.device, self.precision):
+                    outputs = self.network.front(to_device(batch, self.process.device))
+                features = outputs[key["reads"]].to(getattr(torch, key["dtype"]))  # B x ...
             finite = features.flatten(1).isfinite().all(dim=1)
             if not finite.all():
                 name = batch["filename"][int(finite.int().argmin())]
@@ -206,7 +228,7 @@ class Builder:
 
     def loader(self) -> ImageLoader:
         """This process's share of the images, each read once and in order."""
-        images = copy(self.data)
+        images = ResizedImages(self.data) if self.of_images else copy(self.data)
         images.training = False  # a bad image is not replaced by another one
         return ImageLoader(
             images,

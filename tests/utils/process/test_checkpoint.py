@@ -16,6 +16,8 @@ import numpy as np
 import pytest
 import torch
 from easydict import EasyDict
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from models import build_network
 from models.losses import Criterion
@@ -362,3 +364,13 @@ def test_a_temporary_file_left_behind_is_not_taken_for_a_checkpoint(tmp_path: Pa
     left.write_bytes(b"half")
     tiny.train(path, f"saver.auto_resume={auto_resume}")
     assert load_checkpoint(checkpoint(path))["epoch"] == 1
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.one_of(st.binary(max_size=300), st.binary(max_size=300).map(lambda tail: b"PK\x03\x04" + tail)), st.booleans())
+def test_any_bytes_as_a_checkpoint_give_one_line(tmp_path_factory, content: bytes, pickled: bool) -> None:
+    path = tmp_path_factory.getbasetemp() / "any.pth.tar"
+    path.write_bytes(b"\x80\x02" * pickled + content)
+    with pytest.raises(UserError) as caught:
+        load_checkpoint(path)
+    assert len(str(caught.value).splitlines()) == 1

@@ -19,9 +19,6 @@ from tests.helpers.started_runs import RUN, result, start
 from utils.errors import UserError
 from utils.process.checkpoint import LAST, PREVIOUS, load_checkpoint, newest_whole
 
-EPOCHS = 12
-LONG = (*RUN, f"trainer.max_epoch={EPOCHS}", "trainer.val_freq_epoch=6")
-
 
 @pytest.fixture
 def mount(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
@@ -57,9 +54,12 @@ def fill(folder: Path) -> Path:
 def test_a_disk_that_fills_up_ends_the_run_with_one_line_and_it_goes_on_when_there_is_room(tmp_path: Path, mount) -> None:
     """Log, curves and checkpoints are on it."""
     whole, path = tiny.make(tmp_path / "whole"), tiny.make(mount("size=100m") / "experiment")
-    tiny.train(whole, *LONG)
-    with start(path, *LONG, folder=tmp_path) as (run,):
-        run.wait_for("saved ckpt.pth.tar")
+    for file in (whole.parent / "data/train.json", path.parent / "data/train.json"):
+        file.write_text(10 * file.read_text())  # an epoch's log is longer than the room in a file's last page
+    options = (*RUN, "trainer.max_epoch=4")
+    tiny.train(whole, *options)
+    with start(path, *options, folder=tmp_path) as (run,):
+        run.wait_for("epoch 3/4  step 1/")
         run.send_signal(signal.SIGSTOP)  # so that what is still to be written is more than the files' last pages have room for
         filler = fill(tmp_path / "disk")
         run.send_signal(signal.SIGCONT)
@@ -70,12 +70,12 @@ def test_a_disk_that_fills_up_ends_the_run_with_one_line_and_it_goes_on_when_the
     assert sum(f"{path.parent}/log/train.log: cannot be written" in line for line in lines) == 1
     assert sum("TensorBoard's curves end here, they cannot be written (No space left on device)" in line for line in lines) == 1
     assert "Traceback" not in run.log_text()
-    assert load_checkpoint(last)["epoch"] == 6
-    assert load_checkpoint(last.with_name(PREVIOUS))["epoch"] == 5  # before the validation of epoch 6
+    assert load_checkpoint(last)["epoch"] == 2
+    assert load_checkpoint(last.with_name(PREVIOUS))["epoch"] == 1  # before the validation of epoch 2
     filler.unlink()
-    with start(path, *LONG, folder=tmp_path) as (run,):
+    with start(path, *options, folder=tmp_path) as (run,):
         assert run.code() == 0
-        assert f"resumed from {last} after epoch 6 of {EPOCHS}" in run.log_text()
+        assert f"resumed from {last} after epoch 2 of 4" in run.log_text()
     assert_same(result(path), result(whole))
 
 

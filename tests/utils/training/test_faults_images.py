@@ -70,7 +70,7 @@ def test_an_image_that_goes_bad_in_mid_epoch_stops_the_run_with_its_name_and_men
 ) -> None:
     file = path.parent / "data" / TRAIN[3]
     good = file.read_bytes()
-    with start(path, *RUN, "saver.save_freq_step=1", "dataset.workers=1") as (run,):
+    with start(path, *RUN, NO_CACHE, "saver.save_freq_step=1", "dataset.workers=1") as (run,):
         run.wait_for("epoch 2/4  step 2/10")
         DAMAGES[kind](file)
         assert run.code() == 2

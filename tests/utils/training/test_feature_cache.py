@@ -16,6 +16,7 @@ from datasets.cached import FeatureDataset
 from datasets.cifar10 import CIFAR10Dataset
 from models.losses import Criterion
 from tests.helpers import tiny
+from tests.helpers.comparing import assert_same
 from tests.helpers.feature_runs import FILES, Run, touch
 from utils.errors import UserError
 from utils.process.distributed import Process
@@ -257,17 +258,31 @@ def test_the_reconstruction_and_where_weights_came_from_do_not_matter(path: Path
 def test_augmentation_turns_it_off_for_training_only(path: Path, log: pytest.LogCaptureFixture, augmentation: str) -> None:
     run = Run(path, f"dataset.{augmentation}")
     images = run.images("train")
-    assert cached(images, run.network, run.cfg, Process(), "train") is images
+    kept = cached(images, run.network, run.cfg, Process(), "train")
+    assert not isinstance(kept, FeatureDataset)
     name = augmentation.split("=")[0]
-    assert log.messages == [f"feature cache: off for the training images: augmentation ({name}) changes them every epoch"]
-    assert not run.dir.exists()
+    assert log.messages[0] == f"feature cache: off for the training images: augmentation ({name}) changes them every epoch"
+    assert log.messages[1].startswith("image cache: 10 training images, 0.1 MB, built in")
+    assert_same([kept[index] for index in range(10)], [images[index] for index in range(10)])
     assert isinstance(run.open("test"), FeatureDataset)
 
 
 def test_a_trained_backbone_turns_it_off(path: Path, log: pytest.LogCaptureFixture) -> None:
     run = Run(path, "frozen_layers=[]")
     assert not isinstance(run.open(), FeatureDataset)
-    assert log.messages == ["feature cache: off for the training images: the backbone is trained (see frozen_layers)"]
+    assert log.messages[0] == "feature cache: off for the training images: the backbone is trained (see frozen_layers)"
+
+
+def test_decoded_images_are_read_once_and_a_changed_one_again(path: Path, log: pytest.LogCaptureFixture) -> None:
+    run, image = Run(path, "dataset.hflip=True"), path.parent / "data/cup/train/good/000.png"
+    wanted = run.images("train")[0]
+    first = cached(run.images("train"), run.network, run.cfg, Process(), "train")
+    image.unlink()
+    assert_same(pickle.loads(pickle.dumps(first))[0], wanted)
+    image.write_bytes(image.with_name("001.png").read_bytes())
+    again = cached(run.images("train"), run.network, run.cfg, Process(), "train")
+    assert not torch.equal(again[0]["image"], wanted["image"])
+    assert sum("built" in message for message in log.messages) == 2
 
 
 def test_off_is_off_without_a_word(path: Path, log: pytest.LogCaptureFixture) -> None:
