@@ -89,6 +89,16 @@ def test_a_run_that_was_killed_ends_as_one_that_was_not(kind: str, tmp_path: Pat
     assert_same(result(path), result(whole))
 
 
+def test_one_model_a_class_is_trained_and_evaluated_below_the_class_s_folder(kind: str, tmp_path: Path) -> None:
+    path = tiny.make(tmp_path)
+    for mode in ((), ("--evaluate",)):
+        outcome = tiny.run_tool(path, *mode, *KINDS[kind], "dataset.separate=True")
+        assert outcome.code == 0, outcome.stderr
+    assert {"cup_pixel_auc", "tile_pixel_auc"} <= json.loads((tmp_path / "result/metrics.json").read_text()).keys()
+    for clsname in ("cup", "tile"):
+        assert (tmp_path / clsname / "checkpoints/ckpt.pth.tar").is_file()
+
+
 def test_two_processes_fill_or_train_what_one_does(kind: str, tmp_path: Path) -> None:
     one, two = (tiny.make(tmp_path / name) for name in ("one", "two"))
     options = (*KINDS[kind], "dataset.feature_cache.mode=off", "net.reconstruction.kwargs.dropout=0.0")
