@@ -18,7 +18,7 @@ from utils.predict.predictor import Predictor
 from utils.predict.torch_engine import TorchEngine
 from utils.runs.calibrate import calibrate_checkpoint
 
-KINDS = {"UniAD": (), "Memory": (tiny.MEMORY,), "Dinomaly": tiny.DINOMALY}
+KINDS = tiny.RECONSTRUCTIONS
 RESUME = "saver.auto_resume=True"
 HOLDOUT = "dataset.holdout=0.4"
 
