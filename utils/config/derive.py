@@ -12,7 +12,7 @@ from models.backbones.specs import layer_outputs
 from models.backbones.timm_models import timm_mean_std, timm_outputs
 from models.losses import LOSSES
 from utils import optim
-from utils.config.schema import MAKES_MAPS, MEMORY, SUBNET_KINDS
+from utils.config.schema import MAKES_MAPS, MEMORY, RECONSTRUCTIONS, SUBNET_KINDS
 from utils.config.validation import nearest
 from utils.errors import UserError
 
@@ -20,11 +20,9 @@ log = logging.getLogger("uniad")
 
 # What may follow each other in `net`.
 CHAINS = (
-    ["backbone", "MFCN", "UniAD"],
+    *(["backbone", "MFCN", kind] for kind in RECONSTRUCTIONS if kind != "Dinomaly"),
     ["backbone", "MFCN", "UniAD", "Discriminator"],
-    ["backbone", "MFCN", "Memory"],
     ["backbone", "Dinomaly"],
-    ["backbone", "MFCN", "VisDecoder"],
 )
 
 

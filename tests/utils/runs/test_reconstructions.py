@@ -19,6 +19,10 @@ from utils.predict.torch_engine import TorchEngine
 from utils.runs.calibrate import calibrate_checkpoint
 
 KINDS = tiny.RECONSTRUCTIONS
+WITHOUT_NOISE = {
+    "UniAD": ("net.reconstruction.kwargs.dropout=0.0", "net.reconstruction.kwargs.feature_jitter=False", "trainer.max_epoch=2"),
+    "Dinomaly": ("net.reconstruction.kwargs.dropout=0.0",),
+}
 RESUME = "saver.auto_resume=True"
 HOLDOUT = "dataset.holdout=0.4"
 
@@ -101,11 +105,7 @@ def test_one_model_a_class_is_trained_and_evaluated_below_the_class_s_folder(kin
 
 def test_two_processes_fill_or_train_what_one_does(kind: str, tmp_path: Path) -> None:
     one, two = (tiny.make(tmp_path / name) for name in ("one", "two"))
-    options = (*KINDS[kind], "dataset.feature_cache.mode=off", "net.reconstruction.kwargs.dropout=0.0")
-    if kind == "Memory":
-        options = options[:-1]
-    elif kind == "UniAD":
-        options += ("net.reconstruction.kwargs.feature_jitter=False", "trainer.max_epoch=2")
+    options = (*KINDS[kind], "dataset.feature_cache.mode=off", *WITHOUT_NOISE.get(kind, ()))
     tiny.train(one, *options, "dataset.batch_size=2")
     with start(two, *options, "dataset.batch_size=1", processes=2) as ranks:
         assert [rank.code() for rank in ranks] == [0, 0]
