@@ -20,11 +20,13 @@ from utils.predict.torch_engine import TorchEngine
 
 # The differences are odd: 17 rows, of which 8 are above the crop, and 15 columns, of which 7 are left of it.
 CROP = ("dataset.input_size=[65, 71]", "dataset.crop=[48, 56]")
+TOP = ("evaluator.metrics.auc=[{name: top, kwargs: {share: 0.05}}, {name: pixel}]", "evaluator.key_metric=mean_top_auc")
 FORMS = {
     "crop": CROP,
     "map": ("evaluator.map={size: [40, 32], sigma: 4.0}",),
-    "both": (*CROP, "evaluator.map={size: [24, 28], sigma: 1.0}"),
+    "both": (*CROP, "evaluator.map={size: [24, 28], sigma: 1.0}", *TOP),
 }
+SCORES = {"crop": "max", "map": "max", "both": "top"}
 SIZES = {"crop": (48, 56), "map": (40, 32), "both": (24, 28)}  # of the maps that are evaluated
 PICTURES = ("evaluator.vis_compound.save_dir=compound", "evaluator.vis_single.save_dir=single")
 
@@ -50,9 +52,9 @@ def checkpoint(trained: Path) -> Path:
     return trained.parent / "checkpoints/ckpt.pth.tar"
 
 
-def scores_of_evaluation(path: Path) -> dict[str, float]:
+def scores_of_evaluation(path: Path, score: str) -> dict[str, float]:
     with open(path.parent / "result/scores.csv", encoding="utf-8", newline="") as file:
-        return {row["filename"]: float(row["max"]) for row in csv.DictReader(file)}
+        return {row["filename"]: float(row[score]) for row in csv.DictReader(file)}
 
 
 def predict(engine: TorchEngine, folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -61,9 +63,11 @@ def predict(engine: TorchEngine, folder: Path) -> tuple[np.ndarray, np.ndarray, 
     return images, *engine(images)
 
 
-def test_prediction_gives_the_scores_of_evaluation(trained: Path, checkpoint: Path) -> None:
-    expected = scores_of_evaluation(trained)
-    scores, maps = Predictor.from_checkpoint(checkpoint)([trained.parent / "data" / name for name in expected])
+def test_prediction_gives_the_scores_of_evaluation(form: str, trained: Path, checkpoint: Path) -> None:
+    expected = scores_of_evaluation(trained, SCORES[form])
+    predictor = Predictor.from_checkpoint(checkpoint)
+    assert predictor.engine.score == SCORES[form]
+    scores, maps = predictor([trained.parent / "data" / name for name in expected])
     assert scores == pytest.approx(list(expected.values()), rel=1e-4)
     assert {anomaly_map.shape for anomaly_map in maps} == {(64, 64)}  # of the whole image
 

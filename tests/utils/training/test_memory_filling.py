@@ -23,16 +23,19 @@ def path(tmp_path: Path) -> Path:
 
 # Without a cache the pass of the memory is stopped, with one the computing of features, which is most of the time.
 @pytest.mark.parametrize("cache", ["auto", "off"])
-@pytest.mark.parametrize(("number", "processes"), [(signal.SIGTERM, 1), (signal.SIGUSR1, 1), (signal.SIGTERM, 2)])
+@pytest.mark.parametrize(
+    ("number", "processes", "receivers"),
+    [(signal.SIGTERM, 1, 1), (signal.SIGUSR1, 1, 1), (signal.SIGTERM, 2, 2), (signal.SIGUSR1, 2, 1)],
+)
 def test_a_signal_during_the_pass_ends_it_with_75_and_the_same_command_fills_the_memory(
-    tmp_path: Path, cache: str, number: int, processes: int
+    tmp_path: Path, cache: str, number: int, processes: int, receivers: int
 ) -> None:
     whole, path = (tiny.make(tmp_path / name) for name in ("whole", "stopped"))
     options = (*OPTIONS, f"dataset.feature_cache.mode={cache}")
     image = HeldImage(path.parent / "data/cup/train/good/000.png")
     with start(path, *options, processes=processes) as ranks:
         image.wait_for_reader()
-        for rank in ranks:
+        for rank in ranks[-receivers:]:  # rank 0 has the held image
             rank.send_signal(number)
         image.release()
         assert [rank.code() for rank in ranks] == [EXIT_INTERRUPTED] * processes
@@ -90,6 +93,16 @@ def test_any_number_of_processes_keeps_the_tokens_that_one_keeps(tmp_path: Path,
     with start(several, *options, processes=processes) as ranks:
         assert [rank.code() for rank in ranks] == [0] * processes
     assert_same(result(several), result(one))
+
+
+@pytest.mark.parametrize("cache", ["auto", "off"])
+def test_an_image_that_cannot_be_read_ends_every_process_with_its_name(path: Path, cache: str) -> None:
+    (path.parent / "data/cup/train/good/000.png").write_bytes(b"no image")
+    options = (tiny.MEMORY, f"dataset.feature_cache.mode={cache}", "dataset.batch_size=1")
+    with start(path, *options, processes=2) as ranks:
+        assert [rank.code() for rank in ranks] == ([2, 2] if cache == "auto" else [2, 1])  # 1: the other process is lost
+        assert "good/000.png in image_dir" in ranks[0].log_text().splitlines()[-1]
+    assert not (path.parent / "checkpoints").exists()
 
 
 def test_an_image_that_cannot_be_read_is_skipped_and_a_class_without_any_is_one_line(path: Path, log_text) -> None:
