@@ -18,7 +18,7 @@ from models import find_memory
 from models.reconstructions.memory import shares
 from utils.errors import Interrupted, UserError
 from utils.process.checkpoint import LAST, load_checkpoint, load_network_state, network_state, remove_leftovers, save_checkpoint
-from utils.process.distributed import Process, gather_everywhere, to_device
+from utils.process.distributed import Process, barrier, gather_everywhere, to_device
 from utils.process.precision import autocast, choose_precision
 from utils.process.signals import StopSignals
 from utils.process.skipped import report_skipped
@@ -51,13 +51,19 @@ class MemoryFiller:
     def train(self, loader: ImageLoader, validate: Callable[[], dict[str, float]] = dict) -> None:
         """Fill the memory with the loader's images, save it, validate, and save what was found.
 
-        SIGTERM and SIGUSR1 end the pass: then Interrupted is raised, and nothing is saved. After the pass they change nothing.
+        SIGTERM and SIGUSR1 raise Interrupted: at once in the pass, with nothing saved, else when the filled memory is saved.
+        During validation they change nothing.
         """
-        remove_leftovers(self.config["saver"]["save_dir"])
+        folder = Path(self.config["saver"]["save_dir"])
+        remove_leftovers(folder)
         with StopSignals() as signals:
             if not len(self.memory.tokens):
                 self.memory.fill(self.gather(loader, self.memory.max_tokens, signals), self.memory.max_tokens, self.seed)
                 self.save()  # before validation, which can fail or be killed: a resumed run has only that left
+                if number := signals.agreed(self.process):
+                    barrier(self.process)  # no process leaves before the file is there
+                    where = f"the memory is saved in {folder / LAST}; go on with saver.auto_resume=True"
+                    raise Interrupted(f"{signal.Signals(number).name}: stopped before validation, {where}")
             kept = Counter(self.memory.owner.tolist())
             log.info("memory: %s", ", ".join(f"{kept[n]} tokens of {name}" for n, name in enumerate(self.memory.classes)))
             self.history.append({"epoch": 1, **validate()})

@@ -1,15 +1,17 @@
 """Filling a memory: in one process or several, stopped by a signal, killed, and what it may start from."""
 
+import os
 import signal
 from pathlib import Path
 
 import pytest
 
+from models.reconstructions import Memory
 from tests.helpers import tiny
 from tests.helpers.comparing import assert_same
 from tests.helpers.held_images import HeldImage
 from tests.helpers.started_runs import result, start
-from utils.errors import UserError
+from utils.errors import Interrupted, UserError
 from utils.process.cli import EXIT_INTERRUPTED
 
 OPTIONS = (tiny.MEMORY, "saver.auto_resume=True", "dataset.on_bad_image=skip", "dataset.batch_size=2")
@@ -47,6 +49,24 @@ def test_a_signal_during_the_pass_ends_it_with_75_and_the_same_command_fills_the
     tiny.train(path, *options)
     tiny.train(whole, *options)
     assert_same(result(path), result(whole))
+
+
+def test_a_signal_while_tokens_are_chosen_takes_effect_when_they_are_saved(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, fill = tiny.make(path.parent / "whole"), Memory.fill
+    tiny.train(whole, *OPTIONS)
+
+    def signalled(memory: Memory, *arguments) -> None:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        fill(memory, *arguments)
+
+    monkeypatch.setattr(Memory, "fill", signalled)
+    with pytest.raises(Interrupted, match=r"^SIGUSR1: stopped before validation, the memory is saved in .*ckpt.pth.tar; go on"):
+        tiny.train(path, *OPTIONS)
+    assert not (path.parent / "result/metrics.json").exists()
+    monkeypatch.setattr(Memory, "fill", None)  # it is filled
+    tiny.train(path, *OPTIONS)
+    assert_same(result(path), result(whole))
+    assert (path.parent / "result/metrics.json").read_text() == (whole.parent / "result/metrics.json").read_text()
 
 
 @pytest.mark.parametrize("kind", ["UniAD", "Memory"])
