@@ -17,8 +17,11 @@ help:   ## list these targets
 
 setup: .venv/.installed   ## make .venv with the packages of requirements.txt
 
-demo: setup   ## make the demo data set, train on it and evaluate: minutes
+demo: setup   ## make the demo data set, fill a memory and train UniAD on it, and evaluate: minutes
 	$(VENV_PYTHON) tools/make_demo_data.py
+	@echo "Memory, which trains nothing: seconds"
+	PYTHON=$(VENV_PYTHON) sh experiments/demo/memory/train_torch.sh 1 $(GPU) --overwrite
+	@echo "UniAD: minutes"
 	PYTHON=$(VENV_PYTHON) sh experiments/demo/train_torch.sh 1 $(GPU) --overwrite
 	PYTHON=$(VENV_PYTHON) sh experiments/demo/eval_torch.sh 1 $(GPU)
 	@echo "report: experiments/demo/result/report.html   all heat maps: experiments/demo/result/vis_compound"
@@ -42,6 +45,7 @@ docs: .venv/.installed-docs   ## build the documentation as a site, site/index.h
 
 clean:   ## remove the demo's data and results; .venv stays
 	rm -rf data/demo experiments/demo/feature_cache experiments/demo/checkpoints experiments/demo/log experiments/demo/result
+	rm -rf experiments/demo/memory/checkpoints experiments/demo/memory/log experiments/demo/memory/result
 	rm -rf experiments/demo/train_vis_decoder/*/ experiments/demo/vis_*/log experiments/demo/vis_*/result
 
 # The marks of what is installed: made anew only when the list of packages changes.

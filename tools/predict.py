@@ -45,6 +45,8 @@ def choose_threshold(args: argparse.Namespace, predictor: Predictor) -> float | 
     if args.threshold is not None:
         return args.threshold
     calibration = predictor.engine.calibration
+    if args.class_name is not None and args.memory_class is not None:
+        raise UserError("--class_name's threshold is of scores by the whole memory: with --memory_class give --threshold")
     if calibration is None and args.class_name is not None:
         raise UserError(f"--class_name needs a calibration of {args.checkpoint}: make one with tools/calibrate.py")
     return calibration.threshold(args.class_name) if calibration else None

@@ -171,6 +171,30 @@ def test_masks_are_resized_to_the_nearest_pixel_and_stay_0_or_1():
     assert set(tensor.unique().tolist()) == {0.0, 1.0}
 
 
+# Each side's difference is even or odd: an odd one leaves a pixel more at the bottom or at the right.
+@pytest.mark.parametrize(("size", "crop"), [((8, 10), (4, 4)), ((9, 12), (4, 5)), ((9, 9), (8, 9)), ((7, 7), (7, 7))])
+def test_a_crop_is_the_middle_of_the_resized_image_and_its_mask(size, crop):
+    image, mask = noise(30, 20, 3), noise(30, 20) // 128
+    whole, part = plain(size), plain(size, crop=crop)
+    top, left = (size[0] - crop[0]) // 2, (size[1] - crop[1]) // 2
+    assert 0 <= size[0] - crop[0] - 2 * top <= 1
+    for given, cropped in zip(whole(image, mask, None), part(image, mask, None), strict=True):
+        assert torch.equal(cropped, given[:, top : top + crop[0], left : left + crop[1]])
+    assert part(image, None, None)[1].shape == (1, *crop)
+
+
+def test_the_part_of_the_original_picture_that_a_crop_shows_is_in_proportion():
+    part = plain((10, 20), crop=(5, 10))
+    picture = noise(40, 30, 3)
+    np.testing.assert_array_equal(part.middle(picture), picture[10:30, 7:22])  # 15 of 30 columns, after (30 - 15) // 2
+
+
+def test_a_crop_is_what_must_be_square_to_be_rotated():
+    assert plain((8, 10), crop=(6, 6), rotate=True)(noise(9, 9, 3), None, np.random.default_rng(0))[0].shape == (3, 6, 6)
+    with pytest.raises(UserError, match=r"needs a square input_size, not 6 x 4"):
+        plain((8, 8), crop=(6, 4), rotate=True)
+
+
 def test_no_mask_is_a_mask_of_zeros():
     _, tensor = plain((8, 6), hflip=True)(noise(9, 9, 3), None, np.random.default_rng(0))
     assert torch.equal(tensor, torch.zeros(1, 8, 6))

@@ -14,8 +14,10 @@ from pathlib import Path
 import pytest
 
 from tests.helpers import tiny
+from tests.helpers.held_images import HeldImage
 from tests.helpers.project_copy import allow_ctrl_c, copy_project, make_program, sh
 from tests.helpers.slurm_cluster import Cluster, SlurmUnavailable, ask, slurm_cluster
+from utils.process.checkpoint import load_checkpoint
 from utils.process.distributed import choose_gpu
 
 # Turns tiny's configuration into that of a vis decoder.
@@ -61,6 +63,21 @@ echo "arguments of task $SLURM_PROCID: $*"
 trap 'exit 75' TERM USR1
 echo begun
 while :; do sleep 0.1; done
+"""
+# Runs a tool that says when it notes a signal.
+TELLS_OF_SIGNALS = """
+import os, runpy, sys
+from utils.process.signals import StopSignals
+
+note = StopSignals._note
+
+def tell(self, number, frame):
+    note(self, number, frame)
+    os.write(1, f"noted signal {number}\\n".encode())
+
+StopSignals._note = tell
+del sys.argv[0]
+runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
@@ -242,19 +259,38 @@ def test_the_exit_code_of_a_queued_job_is_that_of_the_task_that_failed(queue, tm
     assert (job.shown("ExitCode"), job.shown("Restarts")) == ("3:0", "0")
 
 
-def test_a_training_that_slurm_requeues_goes_on_from_its_last_step(queue, experiment):
-    epochs = ("trainer.max_epoch=30", "trainer.val_freq_epoch=1000", "saver.save_dir=queued")
-    job = queue("--overwrite", *epochs)
-    job.wait_for_line("epoch 3/30")
+@pytest.mark.parametrize("kind", tiny.RECONSTRUCTIONS)
+def test_a_training_that_slurm_requeues_ends_with_the_whole_result(queue, experiment, tmp_path, kind):
+    folder, fills = f"queued {kind}", kind == "Memory"
+    options = (*tiny.RECONSTRUCTIONS[kind], "trainer.max_epoch=30", "trainer.val_freq_epoch=1000", f"saver.save_dir={folder}")
+    python = {"REAL_PYTHON": sys.executable, "PYTHONPATH": str(tiny.ROOT), "TELLING": str(tmp_path / "telling.py")}
+    (tmp_path / "telling.py").write_text(TELLS_OF_SIGNALS)
+    program = make_program(tmp_path / "python", '#!/bin/sh\nexec "$REAL_PYTHON" "$TELLING" "$@"\n')
+    image = HeldImage(experiment / "data/cup/train/good/000.png") if fills else None  # the pass over ten images is too quick
+    job = queue("--overwrite", "dataset.on_bad_image=skip", *options, PYTHON=program, **python)
+    if fills:
+        image.wait_for_reader()
+    else:
+        job.wait_for_line("epoch 3/30")
     ask(job.cluster, "scontrol", "requeue", job.number)
+    if fills:
+        job.wait_for_line("noted signal 15", 2)
+        image.release()
     job.restart()
     job.wait_for_state("COMPLETED")
     log = job.log.read_text()
-    stopped = re.search(r"SIGTERM: stopped at epoch (\d+) ", log)
-    resumed = re.search(r"resumed from .*/queued/ckpt.pth.tar after epoch (\d+) of 30", log)
-    assert stopped.end() < resumed.start()
-    assert int(resumed.group(1)) == int(stopped.group(1)) - 1  # the epoch at which it stopped is the next one
-    assert "epoch 30/30" in log
+    if fills:
+        stopped, filled = log.index("SIGTERM: stopped "), log.index("memory: 100 tokens of cup, 100 tokens of tile")
+        assert stopped < filled
+    else:
+        stopped = re.search(r"SIGTERM: stopped at epoch (\d+) ", log)
+        resumed = re.search(rf"resumed from .*/{folder}/ckpt.pth.tar after epoch (\d+) of 30", log)
+        assert stopped.end() < resumed.start()
+        assert int(resumed.group(1)) == int(stopped.group(1)) - 1  # the epoch at which it stopped is the next one
+        assert "epoch 30/30" in log
+    content = load_checkpoint(experiment / folder / "ckpt.pth.tar")
+    assert content["epoch"] == len(content["history"]) == (1 if fills else 30)
+    assert "mean_pixel_auc" in content["history"][-1]
 
 
 # --- a job per class ---

@@ -85,6 +85,7 @@ DINOMALY = (
     " {name: reconstruction, type: models.reconstructions.Dinomaly,"
     " kwargs: {nhead: 3, num_decoder_layers: 2, groups: [[0], [1]], dropout: 0.1}}]",
 )
+RECONSTRUCTIONS = {"UniAD": (), "Memory": (MEMORY,), "Dinomaly": DINOMALY}  # with the overrides that make it one
 
 
 def make(folder: Path) -> Path:

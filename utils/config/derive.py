@@ -12,7 +12,7 @@ from models.backbones.specs import layer_outputs
 from models.backbones.timm_models import timm_mean_std, timm_outputs
 from models.losses import LOSSES
 from utils import optim
-from utils.config.schema import MAKES_MAPS, MEMORY, SUBNET_KINDS
+from utils.config.schema import MAKES_MAPS, MEMORY, RECONSTRUCTIONS, SUBNET_KINDS
 from utils.config.validation import nearest
 from utils.errors import UserError
 
@@ -20,11 +20,9 @@ log = logging.getLogger("uniad")
 
 # What may follow each other in `net`.
 CHAINS = (
-    ["backbone", "MFCN", "UniAD"],
+    *(["backbone", "MFCN", kind] for kind in RECONSTRUCTIONS if kind != "Dinomaly"),
     ["backbone", "MFCN", "UniAD", "Discriminator"],
-    ["backbone", "MFCN", "Memory"],
     ["backbone", "Dinomaly"],
-    ["backbone", "MFCN", "VisDecoder"],
 )
 
 
@@ -174,7 +172,7 @@ def derive_net(config: dict[str, Any]) -> None:
             "models.reconstructions.Dinomaly follows the backbone, without a neck"
         )
     data = config.get("dataset") or config.get("data") or {}
-    input_size = seen_size(data)
+    seen = seen_size(data)
     if any(part > side for part, side in zip(data.get("crop") or (), data.get("input_size") or (), strict=False)):
         raise UserError(f"dataset.crop {data['crop']} is larger than dataset.input_size {data['input_size']}")
     planes: list[int] = []
@@ -191,11 +189,11 @@ def derive_net(config: dict[str, Any]) -> None:
         if kind in ("backbone", "timm"):
             planes, strides = backbone_outputs(subnet, data)
             features = {"inplanes": planes, "instrides": strides}
-            check_divisible(input_size, max(strides), f"{where}.kwargs.outlayers")
+            check_divisible(data, max(strides), f"{where}.kwargs.outlayers")
             continue
         if kind == "Discriminator":
             kwargs.update(features)
-            check_divisible(input_size, kwargs["outstride"], f"{where}.kwargs.outstride")
+            check_divisible(data, kwargs["outstride"], f"{where}.kwargs.outstride")
             continue
         kwargs.update(inplanes=planes, instrides=strides)
         if kind == "MFCN":
@@ -203,9 +201,9 @@ def derive_net(config: dict[str, Any]) -> None:
                 raise UserError(f"{where}.kwargs.outstrides must hold one stride, not {kwargs['outstrides']}")
             planes, strides = [sum(planes)], list(kwargs["outstrides"])
             kwargs["outplanes"] = planes
-            check_divisible(input_size, strides[0], f"{where}.kwargs.outstrides")
-        if kind in ("UniAD", "Dinomaly") and input_size:
-            kwargs["feature_size"] = [side // strides[0] for side in input_size]
+            check_divisible(data, strides[0], f"{where}.kwargs.outstrides")
+        if kind in ("UniAD", "Dinomaly") and seen:
+            kwargs["feature_size"] = [side // strides[0] for side in seen]
 
 
 def backbone_outputs(subnet: dict[str, Any], data: dict[str, Any]) -> tuple[list[int], list[int]]:
@@ -221,7 +219,7 @@ def backbone_outputs(subnet: dict[str, Any], data: dict[str, Any]) -> tuple[list
     return outputs
 
 
-def check_divisible(input_size: Sequence[int] | None, stride: int, cause: str) -> None:
-    for side in input_size or ():
-        if side % stride:
-            raise UserError(f"dataset.input_size {list(input_size)} must be divisible by {stride}, the stride given by {cause}")
+def check_divisible(data: dict[str, Any], stride: int, cause: str) -> None:
+    seen, key = seen_size(data), "crop" if data.get("crop") else "input_size"
+    if any(side % stride for side in seen or ()):
+        raise UserError(f"dataset.{key} {seen} must be divisible by {stride}, the stride given by {cause}")

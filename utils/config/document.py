@@ -6,7 +6,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from utils.config.schema import KWARGS, Config, DatasetPart, Subnet, section_of
+from utils.config.schema import KWARGS, SUBNET_KINDS, Config, DatasetPart, Subnet, section_of
 from utils.config.validation import choices_of, is_list, join
 
 HEAD = """# Configuration
@@ -29,9 +29,7 @@ An experiment is one YAML file. `python tools/train_val.py --config FILE --print
 
 Keys that the published code has keep its defaults, except how often a line is logged. "ours" marks what it does not have.
 """
-SUBNETS = {"backbone": "models.backbones.<name>", "timm": "models.backbones.timm", "MFCN": "models.necks.MFCN"}
-SUBNETS |= {name: f"models.reconstructions.{name}" for name in ("UniAD", "Memory", "Dinomaly", "VisDecoder")}
-SUBNETS |= {"Discriminator": "models.discriminators.Discriminator"}
+SUBNETS = {kind: name for name, kind in SUBNET_KINDS.items()} | {"backbone": "models.backbones.<name>"}
 
 
 def page() -> str:

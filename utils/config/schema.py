@@ -15,6 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
 from pydantic.fields import FieldInfo
 
 from models.backbones.specs import SPECS
+from models.losses import LOSSES
+from models.network import SUBNETS as SUBNET_TYPES
 from utils.config.scalars import as_plain, as_text, as_value
 
 
@@ -193,7 +195,7 @@ class CriterionKwargs(Section):
 
 class CriterionItem(Section):
     name: Text = key("a name for the loss")
-    type: Literal["FeatureMSELoss", "ImageMSELoss", "PseudoAnomalyLoss", "GroupCosineLoss"] = key("which loss")
+    type: Literal[tuple(LOSSES)] = key("which loss")  # type: ignore[valid-type]
     kwargs: CriterionKwargs = section()
 
 
@@ -404,20 +406,12 @@ KWARGS: dict[str, type[Section]] = {
 }
 
 # What `net[].type` may say, and whose kwargs it takes.
-SUBNET_KINDS: dict[str, str] = {
-    **{f"models.backbones.{name}": "backbone" for name in SPECS},
-    "models.backbones.timm": "timm",
-    "models.necks.MFCN": "MFCN",
-    "models.reconstructions.UniAD": "UniAD",
-    "models.reconstructions.Memory": "Memory",
-    "models.reconstructions.Dinomaly": "Dinomaly",
-    "models.reconstructions.VisDecoder": "VisDecoder",
-    "models.discriminators.Discriminator": "Discriminator",
-}
+SUBNET_KINDS: dict[str, str] = {name: name.rsplit(".")[-1] for name in SUBNET_TYPES}
+SUBNET_KINDS |= {f"models.backbones.{name}": "backbone" for name in SPECS}
 
-
+RECONSTRUCTIONS = [kind for name, kind in SUBNET_KINDS.items() if name.startswith("models.reconstructions.")]
+MAKES_MAPS = [kind for kind in RECONSTRUCTIONS if kind != "VisDecoder"]  # the kinds of subnets that make an anomaly map
 MEMORY = "models.reconstructions.Memory"  # is filled, not trained
-MAKES_MAPS = ("UniAD", "Memory", "Dinomaly")  # the kinds of subnets that make an anomaly map
 
 
 class Subnet(Section):

@@ -122,7 +122,7 @@ def metadata_of(engine: TorchEngine, dataset: dict[str, Any]) -> dict[str, Any]:
         "resample": engine.resample,
         "score": engine.score,
         "calibration": engine.calibration and engine.calibration.to_dict(),
-        "classes": known_classes(dataset),
+        "classes": sorted(engine.memory.classes) if engine.memory else known_classes(dataset),
         "epoch": engine.epoch,
     }
 

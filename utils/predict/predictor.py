@@ -24,7 +24,7 @@ class Engine(Protocol):
     input_size: tuple[int, int]  # height, width
     color_mode: str  # RGB, BGR or GRAY: how the network was trained
     resample: str  # bilinear or lanczos: how images are resized to input_size
-    score: str  # name of the image score: mean, std or max
+    score: str  # name of the image score: mean, std, max or top
     calibration: Calibration | None  # thresholds of that score
 
     def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

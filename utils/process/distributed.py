@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from utils.errors import UserError
+from utils.errors import Interrupted, UserError
 from utils.process.rendezvous import rendezvous
 
 # For a silent machine; a process that ends is noticed at once. The longest wait is for the metrics of the largest class.
@@ -165,16 +165,16 @@ def broadcast(value: Any, process: Process) -> Any:
 
 
 def on_main(action: Callable[[], T], process: Process) -> T:
-    """Call `action` on rank 0; every process returns its result, or raises its UserError or OSError."""
+    """Call `action` on rank 0; every process returns its result, or raises its error."""
     value, error = broadcast(attempt(action) if process.is_main else None, process)
     if error:
         raise error
     return value
 
 
-def attempt(action: Callable[[], T]) -> tuple[T | None, UserError | OSError | None]:
-    """Call `action`; returns its result and None, or None and the UserError or OSError that it raises."""
+def attempt(action: Callable[[], T]) -> tuple[T | None, UserError | Interrupted | OSError | None]:
+    """Call `action`; returns its result and None, or None and the UserError, Interrupted or OSError that it raises."""
     try:
         return action(), None
-    except (UserError, OSError) as error:
+    except (UserError, Interrupted, OSError) as error:
         return None, error

@@ -14,9 +14,11 @@ from utils.errors import UserError
 from utils.evaluation.evaluate import Evaluation, evaluate
 from utils.evaluation.metrics import auroc, rank_images
 from utils.evaluation.results import align_table
+from utils.files import check_writable
 from utils.predict.torch_engine import TorchEngine
 from utils.process.checkpoint import load_checkpoint, network_state, save_checkpoint
 from utils.process.distributed import Process
+from utils.process.signals import StopSignals
 from utils.runs.start import build_loader
 from utils.training.memory import MemoryFiller
 
@@ -47,13 +49,16 @@ def add_classes(
     new = sorted(set(data.clsnames))
     if known := [name for name in new if name in there]:
         raise UserError(f"{meta_file}: the memory has the class {known[0]} already; its classes are {', '.join(there)}")
+    name = f"{checkpoint.name.removesuffix('.pth.tar')}+{'+'.join(new).replace('/', '_')}.pth.tar"
+    out = Path(out or checkpoint.with_name(name))
+    check_writable(out.parent)
     process = Process(device=engine.device)
     before = evaluate_test_set(engine, process)
     total = len(new) * (tokens or max(1, len(memory.tokens) // len(there)))
     config = to_plain(engine.config)
     filler = MemoryFiller(engine.network, torch.nn.Identity(), config, process, config.get("random_seed") or 0)
-    memory.fill(filler.gather(build_loader(data, engine.config, "test", process), total), total, filler.seed)
-    out = Path(out or checkpoint.with_name(f"{checkpoint.name.removesuffix('.pth.tar')}+{'+'.join(new)}.pth.tar"))
+    samples = filler.gather(build_loader(data, engine.config, "test", process), total, StopSignals())
+    memory.fill(samples, total, filler.seed)
     save_checkpoint(out, {**content, "state_dict": network_state(engine.network)})
     lines = [f"{out}: {', '.join(new)} added from {len(data)} images; the memory has {len(memory.tokens)} tokens"]
     if before is None:
@@ -67,10 +72,10 @@ def new_images(engine: TorchEngine, meta_file: str | Path, image_dir: str | Path
     dataset = to_plain(engine.config.dataset)
     if dataset["type"] != "custom":
         raise UserError(f"classes are added from a list, for data sets of type custom, not {dataset['type']}")
-    dataset["test"] = {**dataset["test"], "meta_file": str(meta_file)}
+    dataset = {**dataset, **dataset["test"], "test": {}, "meta_file": str(meta_file), "class_name": None}
     if image_dir is not None:
         dataset["image_reader"]["kwargs"]["image_dir"] = str(image_dir)
-    data = build_dataset({**dataset, "class_name": None}, "test")
+    data = build_dataset(dataset, "test")
     if 1 in data.labels:
         name = data.filenames[data.labels.index(1)]
         raise UserError(f"{meta_file}: {name} is defective (label 1); a memory is of normal images")

@@ -59,7 +59,7 @@ def class_configs(path: str | Path, overrides: Sequence[str], config: EasyDict) 
         classes = listed if classes is None else classes
         if missing := sorted(classes - listed):
             raise UserError(f"{meta_file} has no image of the class '{missing[0]}'; dataset.separate needs some")
-    class_paths = (*OUTPUTS, *PICTURES, f"net.{config.net[2].name}.kwargs.save_recon.save_dir")
+    class_paths = (*OUTPUTS, *PICTURES, *(f"net.{subnet.name}.kwargs.save_recon.save_dir" for subnet in config.net))
     configs = {}
     for clsname in sorted(classes):
         configs[clsname] = load_config(path, [*overrides, "dataset.separate=False"], (), clsname, class_paths)

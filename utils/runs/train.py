@@ -12,7 +12,7 @@ from models import build_network
 from models.losses import Criterion
 from utils.config import to_plain
 from utils.config.schema import MEMORY
-from utils.errors import UserError
+from utils.errors import Interrupted, UserError
 from utils.evaluation.evaluate import compute_metrics, evaluate, write_results
 from utils.evaluation.maps import MapForm
 from utils.files import check_writable
@@ -57,10 +57,15 @@ def train(config: EasyDict, process: Process, overwrite: bool = False) -> None:
     warn_of_new_classes(trainer.history, train_set.clsnames, "the run so far")
     if is_trained(trainer, steps):
         return
-    train_set = cached(train_set, trainer.network, trainer.config, process, "train")
-    if test_set:
-        test_set = cached(test_set, trainer.network, trainer.config, process, "test")
-        test_loader = build_loader(test_set, config, "test", process)
+    try:
+        train_set = cached(train_set, trainer.network, trainer.config, process, "train")
+        if test_set:
+            test_set = cached(test_set, trainer.network, trainer.config, process, "test")
+            test_loader = build_loader(test_set, config, "test", process)
+    except Interrupted:
+        if overwrite:  # a job that is queued again must not go on from the earlier run
+            clear_run(config, process)
+        raise
     if overwrite:
         clear_run(config, process)
 
@@ -127,7 +132,8 @@ def is_trained(trainer: Trainer | MemoryFiller, steps: int) -> bool:
     fills = isinstance(trainer, MemoryFiller)
     if trainer.epoch < (1 if fills else count_epochs(trainer.config["trainer"], steps)):
         return False
-    longer = "" if fills or trainer.schedules_steps else "train longer with trainer.max_epoch, "  # such a schedule is at its end
+    has_end = fills or trainer.schedules_steps or trainer.last_step <= trainer.epoch * steps  # a later end needs a new run
+    longer = "" if has_end else "train longer with trainer.max_epoch, "
     log.info("nothing left to train: use it as it is, %sor start over with --overwrite", longer)
     return True
 

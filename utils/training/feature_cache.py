@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import shutil
+import signal
 import socket
 import time
 from collections.abc import Sequence
@@ -28,9 +29,10 @@ from datasets.loading import ImageLoader
 from datasets.samplers import EvalSampler
 from models.discriminators import Discriminator
 from models.necks import Standardise
-from utils.errors import UserError
+from utils.errors import Interrupted, UserError
 from utils.process.distributed import Process, attempt, broadcast, gather, on_main, to_device
 from utils.process.precision import autocast, choose_precision
+from utils.process.signals import StopSignals
 from utils.process.skipped import report_skipped
 from utils.process.versions import versions
 
@@ -186,7 +188,8 @@ class Builder:
         try:
             self.check_shared(temporary.is_dir(), folder.parent)
             loader = self.loader()
-            _, error = attempt(lambda: self.write_rows(loader, temporary, key))
+            with StopSignals() as signals:
+                _, error = attempt(lambda: self.write_rows(loader, temporary, key, signals))
             for failure in filter(None, broadcast(gather(error, self.process), self.process)):
                 raise failure
             on_main(finish, self.process)
@@ -198,10 +201,10 @@ class Builder:
                     temporary.parent.rmdir()
 
     @torch.no_grad()
-    def write_rows(self, loader: ImageLoader, folder: Path, key: dict[str, Any]) -> None:
+    def write_rows(self, loader: ImageLoader, folder: Path, key: dict[str, Any], signals: StopSignals) -> None:
         """Compute this process's share of the features in the run's precision, and write them to their rows.
 
-        The rows of images that are skipped stay zero.
+        The rows of images that are skipped stay zero. Raises Interrupted after a signal.
         """
         self.network.eval()
         files = [os.open(folder / name, os.O_WRONLY) for name in row_sizes(key)]
@@ -222,6 +225,9 @@ class Builder:
                 for index, row in zip(batch["index"].tolist(), rows, strict=True):
                     # A written map of the file would be shared by pages: another machine's rows on the same page could be lost.
                     os.pwrite(file, row, index * len(row))
+            if signals.received:
+                name = signal.Signals(signals.received).name
+                raise Interrupted(f"{name}: stopped while features were computed, nothing is saved; run the same command again")
         for file in files:
             os.fsync(file)
             os.close(file)

@@ -18,7 +18,7 @@ from models import find_memory
 from models.reconstructions.memory import shares
 from utils.errors import Interrupted, UserError
 from utils.process.checkpoint import LAST, load_checkpoint, load_network_state, network_state, remove_leftovers, save_checkpoint
-from utils.process.distributed import Process, gather_everywhere, to_device
+from utils.process.distributed import Process, barrier, gather_everywhere, to_device
 from utils.process.precision import autocast, choose_precision
 from utils.process.signals import StopSignals
 from utils.process.skipped import report_skipped
@@ -31,7 +31,10 @@ log = logging.getLogger("uniad")
 
 @dataclass
 class MemoryFiller:
-    """A network whose memory is to be filled; `epoch` is 1 when it is. Every process of a run must make the same calls."""
+    """A network whose memory is to be filled; `epoch` is 1 when it is filled and validated.
+
+    Every process of a run must make the same calls.
+    """
 
     network: nn.Module
     criterion: nn.Module
@@ -48,34 +51,40 @@ class MemoryFiller:
     def train(self, loader: ImageLoader, validate: Callable[[], dict[str, float]] = dict) -> None:
         """Fill the memory with the loader's images, save it, validate, and save what was found.
 
-        SIGTERM and SIGUSR1 end the pass: then Interrupted is raised, and nothing is saved.
+        SIGTERM and SIGUSR1 raise Interrupted: at once in the pass, with nothing saved, else when the filled memory is saved.
+        During validation they change nothing.
         """
-        remove_leftovers(self.config["saver"]["save_dir"])
-        samples = self.gather(loader, self.memory.max_tokens)
-        self.memory.fill(samples, self.memory.max_tokens, self.seed)
-        kept = Counter(self.memory.owner.tolist())
-        log.info("memory: %s", ", ".join(f"{kept[number]} tokens of {name}" for number, name in enumerate(self.memory.classes)))
-        self.epoch = 1
-        self.save()  # before validation, which can fail or be killed
-        self.history.append({"epoch": 1, **validate()})
-        self.save()
+        folder = Path(self.config["saver"]["save_dir"])
+        remove_leftovers(folder)
+        with StopSignals() as signals:
+            if not len(self.memory.tokens):
+                self.memory.fill(self.gather(loader, self.memory.max_tokens, signals), self.memory.max_tokens, self.seed)
+                self.save()  # before validation, which can fail or be killed: a resumed run has only that left
+                if number := signals.agreed(self.process):
+                    barrier(self.process)  # no process leaves before the file is there
+                    where = f"the memory is saved in {folder / LAST}; go on with saver.auto_resume=True"
+                    raise Interrupted(f"{signal.Signals(number).name}: stopped before validation, {where}")
+            kept = Counter(self.memory.owner.tolist())
+            log.info("memory: %s", ", ".join(f"{kept[n]} tokens of {name}" for n, name in enumerate(self.memory.classes)))
+            self.history.append({"epoch": 1, **validate()})
+            self.epoch = 1
+            self.save()
 
     @torch.no_grad()
-    def gather(self, loader: ImageLoader, max_tokens: int) -> dict[str, Tensor]:
+    def gather(self, loader: ImageLoader, max_tokens: int, signals: StopSignals) -> dict[str, Tensor]:
         """Random tokens of each class, NxC, smoothed; as many as filling with `max_tokens` chooses from. In every process.
 
         They depend on the seed and the list, not on the number of processes. Raises UserError if a class has no readable image.
         """
         self.network.eval()
         clsnames, found, chosen = loader.dataset.clsnames, [], {}
-        with StopSignals() as signals:
-            for batch in self.batches(loader, signals):
-                with autocast(self.process.device, self.precision):
-                    features = self.network.front(to_device(batch, self.process.device))["feature_align"]
-                grids = self.memory.average(features.float()).flatten(2).transpose(1, 2)  # B x hw x C
-                chosen = chosen or self.choose_places(clsnames, grids.shape[1], max_tokens)
-                for index, grid in zip(batch["index"].tolist(), grids, strict=True):
-                    found.append((index, grid[chosen[index]].cpu()))
+        for batch in self.batches(loader, signals):
+            with autocast(self.process.device, self.precision):
+                features = self.network.front(to_device(batch, self.process.device))["feature_align"]
+            grids = self.memory.average(features.float()).flatten(2).transpose(1, 2)  # B x hw x C
+            chosen = chosen or self.choose_places(clsnames, grids.shape[1], max_tokens)
+            for index, grid in zip(batch["index"].tolist(), grids, strict=True):
+                found.append((index, grid[chosen[index]].cpu()))
         report_skipped(loader, self.process, "the pass over the training images")
         samples: dict[str, list[Tensor]] = {name: [] for name in dict.fromkeys(clsnames)}
         parts = [part for share in gather_everywhere(found, self.process) for part in share]

@@ -7,6 +7,7 @@ import torch
 import yaml
 
 from models import build_network, find_memory
+from tests.helpers import tiny
 from utils.config import load_config, read_config
 from utils.errors import UserError
 
@@ -14,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[3]
 EXPERIMENTS = sorted(ROOT.glob("experiments/**/config.yaml"))
 MVTEC = ROOT / "experiments/MVTec-AD/config.yaml"
 PLUS = ROOT / "experiments/MVTec-AD-plus/config.yaml"
+MEMORY = ROOT / "experiments/custom-memory/config.yaml"
 ALL_BUT_DISCRIMINATOR = yaml.safe_dump(read_config(PLUS)["net"][:3])
 
 
@@ -22,8 +24,8 @@ def test_every_experiment_loads_and_builds(path: Path) -> None:
     class_name = "bottle" if "vis_" in str(path) else None
     config = load_config(path, ["net.backbone.kwargs.pretrained=False"], class_name=class_name)
     network = build_network(config.net)
-    ours = ["discriminator"] if "plus" in str(path) else []
     neck = [] if "dinomaly" in str(path) else ["neck"]
+    ours = ["discriminator"] if "plus" in str(path) else []
     assert [name for name, _ in network.named_children()] == ["backbone", *neck, "reconstruction", *ours]
     if memory := find_memory(network):
         memory.fill({"bottle": torch.randn(9, memory.tokens.shape[1])}, 9, seed=0)
@@ -138,7 +140,18 @@ def test_overrides_reach_sections_list_items_and_new_keys() -> None:
         ),
         ("trainer.max_epoch=many", r"trainer\.max_epoch must be a whole number, not 'many'"),
         ("trainer.max_epoch=0", r"trainer\.max_epoch must be at least 1"),
-        ("trainer.max_epoch=null", r"trainer\.max_epoch is missing: epochs in all"),
+        ("trainer.max_epoch=null", r"trainer\.max_epoch is missing: epochs in all; or give trainer\.max_step"),
+        ("trainer.max_step=0", r"trainer\.max_step must be at least 1"),
+        ("trainer.optimizer=null", r"trainer\.optimizer is missing"),
+        ("trainer.lr_scheduler=null", r"trainer\.lr_scheduler is missing"),
+        ("dataset.crop=[240, 224]", r"dataset\.crop \[240, 224\] is larger than dataset\.input_size \[224, 224\]"),
+        ("dataset.crop=[224, 240]", r"dataset\.crop \[224, 240\] is larger than dataset\.input_size \[224, 224\]"),
+        ("dataset.crop=[200, 200]", r"crop \[200, 200\] must be divisible by 16, the stride given by"),
+        ("dataset.crop=224", r"dataset\.crop must be two positive whole numbers"),
+        ("evaluator.map.size=[256]", r"evaluator\.map\.size must be two positive whole numbers"),
+        ("evaluator.map.sigma=-1", r"evaluator\.map\.sigma must be at least 0"),
+        ("evaluator.metrics.auc=[{name: top, kwargs: {share: 2}}]", r"share must be at most 1"),
+        ("evaluator.metrics.auc=[{name: max, kwargs: {share: 0.1}}]", r"metrics\.auc: share is for the score top, not max"),
         ("dataset.batch_size=True", r"dataset\.batch_size must be a whole number"),
         ("dataset.input_size=224", r"dataset\.input_size must be two positive whole numbers"),
         ("dataset.input_size=[224, 220]", r"input_size \[224, 220\] must be divisible by 16"),
@@ -232,6 +245,60 @@ def test_what_the_discriminator_needs_is_one_line(override: str, message: str) -
     with pytest.raises(UserError, match=message) as caught:
         load_config(PLUS, [override])
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["rebalance", "hflip", "vflip", "rotate", "colorjitter"])
+@pytest.mark.parametrize("section", ["dataset", "dataset.train"])
+def test_a_memory_refuses_what_shows_it_an_image_twice_or_changed(tmp_path: Path, section: str, key: str) -> None:
+    (path := tmp_path / "config.yaml").write_text(tiny.CONFIG)
+    value = "{}" if key == "colorjitter" else "True"
+    with pytest.raises(UserError, match=rf"dataset\.{key}: models\.reconstructions\.Memory sees each training image once"):
+        load_config(path, [tiny.MEMORY, f"{section}.{key}={value}"])
+
+
+def test_a_memory_standardises_by_itself_and_needs_no_epochs_optimiser_or_schedule() -> None:
+    with pytest.raises(
+        UserError, match=r"net\.neck\.kwargs\.standardise: models\.reconstructions\.Memory standardises by itself"
+    ):
+        load_config(MEMORY, ["net.neck.kwargs.standardise=True"])
+    config = load_config(MEMORY, [f"trainer.{name}=null" for name in ("max_epoch", "optimizer", "lr_scheduler")])
+    assert all(subnet.frozen for subnet in config.net)  # nothing is trained, whatever frozen_layers says
+
+
+@pytest.mark.parametrize(
+    ("path", "override"),
+    [
+        ("custom-memory", "net.reconstruction.type=models.reconstructions.Dinomaly"),  # after a neck
+        ("custom-dinomaly", "net.reconstruction={name: r, type: models.reconstructions.Memory, kwargs: {}}"),  # without one
+        ("custom-memory", "net.neck={name: neck, type: models.reconstructions.Memory, kwargs: {}}"),
+        (
+            "custom-plus",
+            "net.reconstruction={name: r, type: models.reconstructions.Memory, kwargs: {}}",
+        ),  # a discriminator after it
+    ],
+)
+def test_subnets_that_cannot_follow_each_other_are_one_line_that_says_what_can(path: str, override: str) -> None:
+    overrides = [override, "net.reconstruction.kwargs={}"] if override.endswith("Dinomaly") else [override]
+    with pytest.raises(
+        UserError, match=r"net must be a backbone, models\.necks\.MFCN and one of .* follows the backbone"
+    ) as caught:
+        load_config(ROOT / f"experiments/{path}/config.yaml", overrides)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("nhead=5", r"nhead 5 must divide the backbone's width 384"),
+        ("num_decoder_layers=4", r"num_decoder_layers 4 must be the number of the backbone's outlayers, 8"),
+        ("groups=[[0, 1], [2]]", r"groups .* must hold each of the backbone's layers 0 to 7 once"),
+    ],
+)
+def test_what_does_not_suit_dinomaly_s_backbone_is_one_line(override: str, message: str) -> None:
+    options = ["net.backbone.kwargs.pretrained=False", f"net.reconstruction.kwargs.{override}"]
+    config = load_config(ROOT / "experiments/custom-dinomaly/config.yaml", options)
+    with pytest.raises(UserError, match=message):
+        build_network(config.net)
 
 
 def test_a_frozen_subnet_needs_no_loss() -> None:

@@ -164,6 +164,14 @@ def test_image_scores_follow_their_definitions() -> None:
     np.testing.assert_allclose(image_scores(maps, "max", (16, 8)), np.max(windows, axis=1), rtol=1e-6)
 
 
+@pytest.mark.parametrize(("share", "count"), [(None, 4), (0.01, 4), (0.1, 48), (0.0021, 1), (1e-9, 1), (1.0, 480)])
+def test_top_is_the_mean_of_the_highest_share_of_the_pixels_at_least_one(share: float | None, count: int) -> None:
+    maps = np.random.default_rng(0).random((3, 20, 24), dtype=np.float32)
+    maps[1] = np.round(maps[1] * 4)  # ties
+    expected = [sum(sorted(m.astype(float).ravel(), reverse=True)[:count]) / count for m in maps]
+    np.testing.assert_allclose(image_scores(maps, "top", share), expected, rtol=1e-7)
+
+
 @pytest.mark.parametrize("window", [(1, 1), (2, 5), (16, 16), (20, 24)])
 @pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
 def test_the_largest_window_mean_is_exact_to_float32_at_any_scale(window: tuple[int, int], scale: float) -> None:

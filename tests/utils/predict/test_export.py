@@ -140,7 +140,11 @@ def test_no_path_of_this_machine_is_in_an_onnx_file(exported):
     assert str(tiny.ROOT).encode() not in exported["onnx", "uint8"].read_bytes()
 
 
-@pytest.mark.parametrize("score", [("mean", None), ("std", None), ("max", None), ("max", (4, 6)), ("max", (20, 24))])
+SCORES = [("mean", None), ("std", None), ("max", None), ("max", (4, 6)), ("max", (20, 24))]
+SCORES += [("top", None), ("top", 0.1), ("top", 1e-9), ("top", 1.0)]
+
+
+@pytest.mark.parametrize("score", SCORES)
 def test_the_score_inside_is_that_of_evaluation(score):
     maps = np.random.default_rng(0).random((3, 20, 24), dtype=np.float32) * [[[1]], [[100]], [[1e-3]]] + 5
     maps = maps.astype(np.float32)

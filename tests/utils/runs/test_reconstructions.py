@@ -18,7 +18,11 @@ from utils.predict.predictor import Predictor
 from utils.predict.torch_engine import TorchEngine
 from utils.runs.calibrate import calibrate_checkpoint
 
-KINDS = {"UniAD": (), "Memory": (tiny.MEMORY,), "Dinomaly": tiny.DINOMALY}
+KINDS = tiny.RECONSTRUCTIONS
+WITHOUT_NOISE = {
+    "UniAD": ("net.reconstruction.kwargs.dropout=0.0", "net.reconstruction.kwargs.feature_jitter=False", "trainer.max_epoch=2"),
+    "Dinomaly": ("net.reconstruction.kwargs.dropout=0.0",),
+}
 RESUME = "saver.auto_resume=True"
 HOLDOUT = "dataset.holdout=0.4"
 
@@ -89,13 +93,19 @@ def test_a_run_that_was_killed_ends_as_one_that_was_not(kind: str, tmp_path: Pat
     assert_same(result(path), result(whole))
 
 
+def test_one_model_a_class_is_trained_and_evaluated_below_the_class_s_folder(kind: str, tmp_path: Path) -> None:
+    path = tiny.make(tmp_path)
+    for mode in ((), ("--evaluate",)):
+        outcome = tiny.run_tool(path, *mode, *KINDS[kind], "dataset.separate=True")
+        assert outcome.code == 0, outcome.stderr
+    assert {"cup_pixel_auc", "tile_pixel_auc"} <= json.loads((tmp_path / "result/metrics.json").read_text()).keys()
+    for clsname in ("cup", "tile"):
+        assert (tmp_path / clsname / "checkpoints/ckpt.pth.tar").is_file()
+
+
 def test_two_processes_fill_or_train_what_one_does(kind: str, tmp_path: Path) -> None:
     one, two = (tiny.make(tmp_path / name) for name in ("one", "two"))
-    options = (*KINDS[kind], "dataset.feature_cache.mode=off", "net.reconstruction.kwargs.dropout=0.0")
-    if kind == "Memory":
-        options = options[:-1]
-    elif kind == "UniAD":
-        options += ("net.reconstruction.kwargs.feature_jitter=False", "trainer.max_epoch=2")
+    options = (*KINDS[kind], "dataset.feature_cache.mode=off", *WITHOUT_NOISE.get(kind, ()))
     tiny.train(one, *options, "dataset.batch_size=2")
     with start(two, *options, "dataset.batch_size=1", processes=2) as ranks:
         assert [rank.code() for rank in ranks] == [0, 0]

@@ -1,0 +1,3 @@
+#!/bin/sh
+# sh eval.sh NUM_GPUS PARTITION [key=value ...]   through Slurm, e.g. 8 gpu; see ../../launch.sh
+exec sh "$(dirname -- "$0")/../../launch.sh" "$0" "$@"

@@ -1,0 +1,3 @@
+#!/bin/sh
+# sh train_sbatch.sh NUM_GPUS PARTITION [--overwrite] [key=value ...]   queued through Slurm, e.g. 8 gpu; see ../../launch.sh
+exec sh "$(dirname -- "$0")/../../launch.sh" "$0" "$@"
