@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from datasets.base import ImageDataset
+from datasets.transforms import Transform
 from utils.evaluation.evaluate import Evaluation, compute_metrics, pack_masks, write_results
 from utils.report.gallery import headline_score, save_gallery
 
@@ -20,6 +21,7 @@ class Noise(ImageDataset):
 
     def __init__(self, size: int) -> None:
         self.size = size
+        self.transform = Transform((size, size), [0.5] * 3, [0.5] * 3)
 
     def read_rgb(self, index: int) -> np.ndarray:
         return np.random.default_rng(index).integers(0, 256, (self.size, self.size, 3), dtype=np.uint8)

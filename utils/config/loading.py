@@ -178,7 +178,7 @@ def follow_results(raw: dict[str, Any], before: dict[str, str]) -> None:
 
 
 def list_index(items: list, part: str, override: str) -> int:
-    names = [item.get("name") if isinstance(item, dict) else None for item in items]
+    names = [item.get("name") if isinstance(item, dict) else None for item in map(as_value, items)]
     if part in names:
         return names.index(part)
     if part.isdigit() and int(part) < len(items):
