@@ -30,7 +30,7 @@ def run(main: Callable[[], None]) -> None:
             stream.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show ends no run
     try:
         main()
-        sys.stdout.flush()
+        leave(0)
     except UserError as error:
         print(f"{prefix}{error}", file=sys.stderr)
         if int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
@@ -44,7 +44,7 @@ def run(main: Callable[[], None]) -> None:
         if rank == "0":
             print(interruption, file=sys.stderr)
         leave_process_group()
-        sys.exit(EXIT_INTERRUPTED)
+        leave(EXIT_INTERRUPTED)
     except RuntimeError as error:
         from datasets.loading import describe_lost_worker
         from utils.process.distributed import describe_lost_ranks  # here: imports torch
@@ -69,3 +69,13 @@ def run(main: Callable[[], None]) -> None:
         for child in multiprocessing.active_children():
             child.kill()  # a loader worker that hangs
         sys.exit(130)
+
+
+def leave(code: int) -> None:
+    """End with a code; one process of several at once, because a thread of gloo can abort an interpreter that shuts down."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if int(os.environ.get("WORLD_SIZE") or os.environ.get("SLURM_STEP_NUM_TASKS") or 1) > 1:
+        os._exit(code)
+    if code:
+        sys.exit(code)
