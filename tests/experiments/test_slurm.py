@@ -69,13 +69,18 @@ TELLS_OF_SIGNALS = """
 import os, runpy, sys
 from utils.process.signals import StopSignals
 
-note = StopSignals._note
+enter, note = StopSignals.__enter__, StopSignals._note
+
+def listen(self):
+    signals = enter(self)
+    os.write(1, f"task {os.environ['SLURM_PROCID']} listens to signals\\n".encode())
+    return signals
 
 def tell(self, number, frame):
     note(self, number, frame)
     os.write(1, f"noted signal {number}\\n".encode())
 
-StopSignals._note = tell
+StopSignals.__enter__, StopSignals._note = listen, tell
 del sys.argv[0]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
@@ -270,6 +275,8 @@ def test_a_training_that_slurm_requeues_ends_with_the_whole_result(queue, experi
     job = queue("--overwrite", "dataset.on_bad_image=skip", *options, PYTHON=program, **python)
     if fills:
         image.wait_for_reader()
+        job.wait_for_line("task 0 listens to signals")
+        job.wait_for_line("task 1 listens to signals")
     else:
         job.wait_for_line("epoch 3/30")
     ask(job.cluster, "scontrol", "requeue", job.number)
