@@ -190,8 +190,12 @@ class Builder:
             loader = self.loader()
             with StopSignals() as signals:
                 _, error = attempt(lambda: self.write_rows(loader, temporary, key, signals))
-            for failure in filter(None, broadcast(gather(error, self.process), self.process)):
+                errors = broadcast(gather(error, self.process), self.process)
+                number = signals.agreed(self.process)  # one may have come while this process waited for the others
+            for failure in filter(None, errors):
                 raise failure
+            if number:
+                raise stopped(number)
             on_main(finish, self.process)
             report_skipped(loader, self.process, self.name)
         finally:
@@ -226,8 +230,7 @@ class Builder:
                     # A written map of the file would be shared by pages: another machine's rows on the same page could be lost.
                     os.pwrite(file, row, index * len(row))
             if signals.received:
-                name = signal.Signals(signals.received).name
-                raise Interrupted(f"{name}: stopped while features were computed, nothing is saved; run the same command again")
+                raise stopped(signals.received)
         for file in files:
             os.fsync(file)
             os.close(file)
@@ -249,6 +252,11 @@ class Builder:
         """Raises UserError, in every process, if what rank 0 wrote into `folder` is not there in each of them."""
         if not all(broadcast(gather(is_there, self.process), self.process)):
             raise UserError(f"dataset.feature_cache.dir {folder} must be on a disk that all processes share")
+
+
+def stopped(number: int) -> Interrupted:
+    name = signal.Signals(number).name
+    return Interrupted(f"{name}: stopped while features were computed, nothing is saved; run the same command again")
 
 
 def allocate(folder: Path, key: dict[str, Any]) -> Path:
