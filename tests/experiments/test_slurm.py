@@ -113,7 +113,7 @@ class Job:
             """A job that still ends gets its delay only then, so it is started until it runs."""
             if self.shown("JobState") == "PENDING":
                 ask(self.cluster, "scontrol", "update", f"JobId={self.number}", "StartTime=now")
-            return self.shown("JobState") != "PENDING"
+            return self.shown("JobState") in ("RUNNING", "COMPLETED")  # COMPLETING is still the first start
 
         wait_until(has_started, self.log)
 
