@@ -1,12 +1,14 @@
-"""A threshold for a chosen false-alarm rate, from the scores of normal images that training has not seen.
+"""Thresholds for a chosen false-alarm rate, from the scores and maps of normal images that training has not seen.
 
 Split conformal prediction: of n such images and one new normal image every rank of the new score is equally likely, whatever
 the scores' distribution. Above the k-th smallest of the n lies a share of new normal images that is Beta(n + 1 - k, k)
-distributed over calibrations, with the mean (n + 1 - k) / (n + 1).
+distributed over calibrations, with the mean (n + 1 - k) / (n + 1). The pixel threshold follows in the same way from the level
+of each image, the lowest pixel threshold at which it shows no region: as many good images show one as score above the threshold.
 
 calibration.json lies beside the checkpoint that it is of. Nothing here imports torch.
 """
 
+import bisect
 import hashlib
 import json
 import logging
@@ -30,18 +32,25 @@ log = logging.getLogger("uniad")
 
 @dataclass(frozen=True)
 class Threshold:
-    """An image is called defective if its score is above `threshold`."""
+    """An image is called defective if its score is above `threshold`, a pixel if its value is above `pixel_threshold`."""
 
     threshold: float
     images: int  # normal images that it is from
-    false_alarm_rate: tuple[float, float]  # the interval that holds the true rate
+    false_alarm_rate: tuple[float, float]  # the interval that holds the true rate of either
+    pixel_threshold: float | None = None  # None: calibrated before there were regions; then there are no `scores` either
+    scores: tuple[float, ...] = ()  # of those images, sorted
+
+    def p_value(self, score: float) -> float | None:
+        """The share of normal images, this one among them, that score as high or higher (conformal); None: not known."""
+        higher = len(self.scores) - bisect.bisect_left(self.scores, score)
+        return (higher + 1) / (len(self.scores) + 1) if self.scores else None
 
 
 @dataclass(frozen=True)
 class Calibration:
     """The content of calibration.json: the thresholds of one checkpoint."""
 
-    score: str  # the image score that the thresholds are of: mean, std or max
+    score: str  # the image score that the thresholds are of: mean, std, max or top
     false_alarm_rate: float  # that was asked for
     checkpoint: str  # file name
     sha256: str  # of the file
@@ -49,6 +58,8 @@ class Calibration:
     images: str  # which images it is from, in words
     pooled: Threshold  # one threshold for all classes
     classes: dict[str, Threshold]
+    min_area: float = 0.0  # smaller regions, as a share of the image's area, do not count
+    typical: float = 0.0  # value of a normal pixel, where the colours of heat maps begin
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON holds it."""
@@ -60,33 +71,42 @@ class Calibration:
 
         def threshold(entry: Mapping[str, Any]) -> Threshold:
             low, high = map(float, entry["false_alarm_rate"])
-            return Threshold(float(entry["threshold"]), int(entry["images"]), (low, high))
+            pixel = entry.get("pixel_threshold")
+            values = (float(entry["threshold"]), int(entry["images"]), (low, high))
+            return Threshold(*values, None if pixel is None else float(pixel), tuple(map(float, entry.get("scores", ()))))
 
         classes = {clsname: threshold(entry) for clsname, entry in content["classes"].items()}
         return cls(**{**content, "pooled": threshold(content["pooled"]), "classes": classes})
 
-    def threshold(self, class_name: str | None = None) -> float:
-        """Of a class, else the pooled one. Raises UserError for a class that has none."""
+    def of(self, class_name: str | None = None) -> Threshold:
+        """A class's threshold, else the pooled one. Raises UserError for a class that has none."""
         if class_name is None:
-            return self.pooled.threshold
+            return self.pooled
         if class_name not in self.classes:
             raise UserError(f"the calibration has no class '{class_name}': its classes are {', '.join(sorted(self.classes))}")
-        return self.classes[class_name].threshold
+        return self.classes[class_name]
 
 
-def calibrate(scores: np.ndarray, clsnames: Sequence[str], rate: float) -> tuple[Threshold, dict[str, Threshold]]:
-    """The pooled threshold and those of the classes, sorted. scores, clsnames: N, of normal images; rate: of false alarms."""
+def calibrate(
+    scores: np.ndarray, levels: np.ndarray, clsnames: Sequence[str], rate: float
+) -> tuple[Threshold, dict[str, Threshold]]:
+    """The pooled threshold and those of the classes, sorted.
+
+    Of N normal images scores, levels (see regions.region_level) and class names; rate: of false alarms.
+    """
     names = np.asarray(clsnames)
-    classes = {clsname: find_threshold(scores[names == clsname], rate) for clsname in sorted(set(names.tolist()))}
-    return find_threshold(scores, rate), classes
+    chosen = {clsname: names == clsname for clsname in sorted(set(names.tolist()))}
+    classes = {clsname: find_threshold(scores[here], levels[here], rate) for clsname, here in chosen.items()}
+    return find_threshold(scores, levels, rate), classes
 
 
-def find_threshold(scores: np.ndarray, rate: float) -> Threshold:
+def find_threshold(scores: np.ndarray, levels: np.ndarray, rate: float) -> Threshold:
     """The ceil((n + 1)(1 - rate))-th smallest of n scores, or the largest where n is too small: see images_needed."""
     n = len(scores)
     k = min(n, math.ceil((n + 1) * (1 - exact(rate))))
     low, high = beta_interval(n + 1 - k, k)
-    return Threshold(float(np.sort(scores)[k - 1]), n, (low, high))
+    scores, levels = np.sort(scores), np.sort(levels)
+    return Threshold(float(scores[k - 1]), n, (low, high), float(levels[k - 1]), tuple(scores.tolist()))
 
 
 def images_needed(rate: float) -> int:
@@ -150,18 +170,13 @@ def read_calibration(path: str | Path) -> Calibration | None:
         raise UserError(f"{path}: not a calibration; write it again with tools/calibrate.py, or remove it") from None
 
 
-def calibration_of(checkpoint: str | Path, score: str) -> Calibration | None:
-    """The calibration beside a checkpoint; None, and a warning, where it is of another one or of another image score."""
+def calibration_of(checkpoint: str | Path) -> Calibration | None:
+    """The calibration beside a checkpoint; None, and a warning, where it is of another one."""
     path = Path(checkpoint).with_name(NAME)
     calibration = read_calibration(path)
-    if calibration is None:
-        return None
-    if calibration.sha256 != file_hash(checkpoint):
-        other = f"another checkpoint ({calibration.checkpoint} after epoch {calibration.epoch})"
-    elif calibration.score != score:
-        other = f"the score {calibration.score}, not {score}"
-    else:
+    if calibration is None or calibration.sha256 == file_hash(checkpoint):
         return calibration
+    other = f"another checkpoint ({calibration.checkpoint} after epoch {calibration.epoch})"
     log.warning("%s is of %s and is not used: run tools/calibrate.py again", path, other)
     return None
 

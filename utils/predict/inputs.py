@@ -51,7 +51,7 @@ def find_inputs(given: Sequence[str], out: str | Path) -> Inputs:
     The content of `out` is left out. Links to images keep their names. UserError for a camera together with something else.
     """
     found, roots, out = Inputs(), [], Path(os.path.abspath(out))
-    own = (out / "pictures", out / "maps")
+    own = (out / "pictures", out / "masks", out / "maps")
     for text in given:
         path = Path(os.path.abspath(os.path.expanduser(text)))
         if path.is_dir():

@@ -1,10 +1,13 @@
 """The folder that prediction writes; a run that was killed continues from it.
 
-scores.csv or scores.jsonl   a line an image, appended batch by batch: file, score, decision, latency_ms
-pictures/<file>.jpg          image and heat map side by side
-maps/<file>.npy              the anomaly map at the image's size, float32
-errors.csv                   the images of the last run that have no score, and why
-predict.json                 the settings that all scores share
+scores.csv or scores.jsonl     a line an image, appended batch by batch: see COLUMNS
+regions.csv or regions.jsonl   a line a region: see REGION_COLUMNS
+pictures/<file>.jpg            image and heat map side by side, the regions outlined, with score and decision
+masks/<file>.png               the regions at the image's size, 0 or 255
+maps/<file>.npy                the anomaly map at the image's size, float32
+coco.json                      the regions as annotations in COCO's format
+errors.csv                     the images of the last run that have no score, and why
+predict.json                   the settings that all scores share
 """
 
 import csv
@@ -12,24 +15,30 @@ import hashlib
 import io
 import json
 import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import cv2
 import numpy as np
 
 from utils.errors import UserError
+from utils.evaluation.decisions import Decision, Rule
 from utils.files import write_atomically, write_text
 from utils.predict.batches import Result
 from utils.predict.predictor import resize_map
-from utils.report.drawing import heat_map, normalise, save_picture
+from utils.report.drawing import caption, heat_map, normalise, outline, save_picture
 
-COLUMNS = ("file", "score", "decision", "latency_ms")
+COLUMNS = ("file", "score", "decision", "ratio", "p", "regions", "largest_percent", "latency_ms")
+REGION_COLUMNS = ("file", "region", "x", "y", "width", "height", "area", "percent", "peak", "mean")  # pixels of the image
 MAX_NAME = 200  # bytes; file systems take 255, and a name gets an ending and a prefix
 LABELS = {  # the settings that scores in one file share, as error messages call them
     "sha256": "checkpoint",
     "score": "image score",
     "threshold": "threshold",
+    "pixel_threshold": "pixel threshold",
+    "min_area": "smallest region",
     "format": "format",
     "folder": "folder of images",
 }
@@ -46,10 +55,15 @@ class Output:
         self.out = Path(out)
         self.format: str = settings["format"]
         self.scores = self.out / f"scores.{self.format}"
+        self.regions = self.out / f"regions.{self.format}"
         folder = self._saved_settings(settings)["folder"]
         self.folder = Path(folder) if folder else None  # None for a camera
-        self.done = self._read_done()
-        for leftover in [path for kind in ("pictures", "maps") for path in (self.out / kind).rglob(".*.tmp")]:
+        self.has_regions = settings["pixel_threshold"] is not None
+        self.verdicts: Counter[str] = Counter()  # of all lines
+        self.done = {line["file"] for line in self._read(self.scores, COLUMNS)}
+        if self.has_regions:
+            self._drop_regions_of_unfinished()
+        for leftover in [path for kind in ("pictures", "masks", "maps") for path in (self.out / kind).rglob(".*.tmp")]:
             leftover.unlink()  # half a file of a run that was killed
 
     def _saved_settings(self, settings: dict[str, Any]) -> dict[str, Any]:
@@ -74,57 +88,86 @@ class Output:
         except (KeyError, TypeError, ValueError):
             raise UserError(f"{path}: not written by tools/predict.py; choose another --out, or remove it") from None
 
-    def _read_done(self) -> set[str]:
-        """The files in the score file, which is started if it is new; a line that was cut is removed."""
+    def _read(self, path: Path, columns: Sequence[str]) -> list[dict[str, Any]]:
+        """The lines of a table, which is started if it is new; a line that was cut is removed."""
         try:
-            data = self.scores.read_bytes() if self.scores.exists() else b""
+            data = path.read_bytes() if path.exists() else b""
             length = complete_length(data, quotes=self.format == "csv")
             if length < len(data):
-                os.truncate(self.scores, length)
+                os.truncate(path, length)
         except OSError as error:
-            raise UserError(f"{self.scores}: cannot be used ({error.strerror})") from None
+            raise UserError(f"{path}: cannot be used ({error.strerror})") from None
         if length == 0 and self.format == "csv":
-            self._append(",".join(COLUMNS) + "\n")
+            self._append(path, ",".join(columns) + "\n")
         text = data[:length].decode("utf-8", "surrogateescape")
         try:
             if self.format == "csv":
-                return {row[0] for row in csv.reader(io.StringIO(text, newline=""))} - {COLUMNS[0]}
-            return {json.loads(line)["file"] for line in text.split("\n")[:-1]}
-        except (csv.Error, IndexError, KeyError, TypeError, ValueError):
-            raise UserError(f"{self.scores}: a line was not written by tools/predict.py; choose another --out") from None
-
-    def add(self, results: Sequence[Result], threshold: float | None) -> None:
-        """Append the lines of a batch, in one write."""
-        lines = []
-        for result in results:
-            decision = None if threshold is None else "defective" if result.score > threshold else "good"
-            score, latency = f"{result.score:.8g}", f"{1000 * result.latency:.1f}"
-            if self.format == "csv":
-                line = ",".join((quoted(result.file), score, decision or "", latency))
+                rows = csv.reader(io.StringIO(text, newline=""))
+                lines = [dict(zip(columns, row, strict=True)) for row in rows if row != list(columns)]
             else:
-                values = (result.file, float(score), decision, float(latency))
-                line = json.dumps(dict(zip(COLUMNS, values, strict=True)))
-            lines.append(f"{line}\n")
-            self.done.add(result.file)
-        if lines:
-            self._append("".join(lines))
+                lines = [json.loads(line) for line in text.split("\n")[:-1]]
+            if path == self.scores:
+                self.verdicts.update(line["decision"] for line in lines if line["decision"])
+            return [line for line in lines if line["file"]]
+        except (csv.Error, KeyError, TypeError, ValueError):
+            raise UserError(f"{path}: a line was not written by tools/predict.py; choose another --out") from None
 
-    def _append(self, text: str) -> None:
+    def _drop_regions_of_unfinished(self) -> None:
+        """Remove the regions of images that a run was killed at: they are found again."""
+        lines = self._read(self.regions, REGION_COLUMNS)
+        kept = [line for line in lines if line["file"] in self.done]
+        if len(kept) < len(lines):
+            start = ",".join(REGION_COLUMNS) + "\n" if self.format == "csv" else ""
+            write_text(self.regions, start + "".join(map(self._line, kept)))
+
+    def add(self, results: Sequence[Result], decisions: Sequence[Decision]) -> None:
+        """Append the lines of a batch, its regions first: a line in the table of scores says that an image is done."""
+        scores, regions = [], []
+        for result, decision in zip(results, decisions, strict=True):
+            found = decision.regions
+            largest = rounded(100 * found[0].share) if found else 0.0
+            known = (None, None) if found is None else (len(found), largest)
+            measured = (rounded(result.score), decision.verdict, rounded(decision.ratio), rounded(decision.p), *known)
+            values = (result.file, *measured, round(1000 * result.latency, 1))
+            scores.append(dict(zip(COLUMNS, values, strict=True)))
+            for number, region in enumerate(found or (), start=1):
+                box = (region.x, region.y, region.width, region.height, region.area)
+                shares = map(rounded, (100 * region.share, region.peak, region.mean))
+                regions.append(dict(zip(REGION_COLUMNS, (result.file, number, *box, *shares), strict=True)))
+            self.verdicts.update([decision.verdict] if decision.verdict else [])
+        for path, lines in ((self.regions, regions), (self.scores, scores)):
+            if lines:
+                self._append(path, "".join(map(self._line, lines)))
+        self.done.update(result.file for result in results)
+
+    def _line(self, values: dict[str, Any]) -> str:
+        if self.format == "jsonl":
+            return json.dumps(values) + "\n"
+        return ",".join("" if value is None else quoted(str(value)) for value in values.values()) + "\n"
+
+    def _append(self, path: Path, text: str) -> None:
         try:
-            with open(self.scores, "ab") as file:
+            with open(path, "ab") as file:
                 file.write(text.encode("utf-8", "surrogateescape"))
         except OSError as error:
-            raise UserError(f"{self.scores}: cannot be written ({error.strerror})") from None
+            raise UserError(f"{path}: cannot be written ({error.strerror})") from None
 
-    def save_picture(self, result: Result, scale: Sequence[float] | None) -> None:
-        """Image and heat map side by side; scale: lowest and highest value of the colours, None: the map's own."""
-        low, high = scale or (float(result.anomaly_map.min()), float(result.anomaly_map.max()))
+    def save_picture(self, result: Result, decision: Decision, rule: Rule) -> None:
+        """Image and heat map side by side, on the rule's scale, with outlines of the regions, score and decision."""
+        low, high = rule.scale or (float(result.anomaly_map.min()), float(result.anomaly_map.max()))
         normalised = resize_map(normalise(result.anomaly_map, low, high), result.picture.shape[:2])
-        both = np.hstack([result.picture, heat_map(result.picture, normalised)])
-        save_picture(self.out / "pictures" / unique_name(result.file, ".jpg"), both)
+        heat = heat_map(result.picture, normalised)
+        if decision.mask is not None:
+            heat = outline(heat, decision.mask)
+        picture = caption(np.hstack([result.picture, heat]), decision_text(result, decision, rule))
+        save_picture(self.out / "pictures" / unique_name(result.file, ".jpg"), picture)
 
-    def save_map(self, result: Result) -> None:
-        anomaly_map = resize_map(result.anomaly_map, result.size)  # h x w
+    def save_mask(self, result: Result, decision: Decision) -> None:
+        _, encoded = cv2.imencode(".png", decision.mask * np.uint8(255), [cv2.IMWRITE_PNG_BILEVEL, 1])
+        write_atomically(self.out / "masks" / unique_name(result.file, ".png"), lambda file: file.write(encoded.tobytes()))
+
+    def save_map(self, result: Result, anomaly_map: np.ndarray) -> None:
+        """anomaly_map: h x w, of the image's size."""
         write_atomically(self.out / "maps" / unique_name(result.file, ".npy"), lambda file: np.save(file, anomaly_map))
 
     def save_errors(self, errors: Sequence[Result]) -> Path:
@@ -137,6 +180,21 @@ class Output:
         else:
             path.unlink(missing_ok=True)
         return path
+
+
+def decision_text(result: Result, decision: Decision, rule: Rule) -> str:
+    """What a picture says below the image."""
+    parts = [decision.verdict, f"score {result.score:.4g}"]
+    if rule.threshold is not None:
+        parts.append(f"threshold {rule.threshold:.4g}")
+    if decision.p is not None:
+        parts.append(f"p {decision.p:.2g}")
+    return "   ".join(part for part in parts if part)
+
+
+def rounded(value: float | None) -> float | None:
+    """To the eight digits that a float32 has."""
+    return None if value is None else float(f"{value:.8g}")
 
 
 def complete_length(data: bytes, quotes: bool) -> int:

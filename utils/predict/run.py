@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -12,24 +12,27 @@ from tqdm import tqdm
 from datasets.lists import Tree
 from utils.errors import UserError
 from utils.evaluation.calibration import file_hash
+from utils.evaluation.decisions import Decision, Rule
 from utils.predict.batches import Result, predict_batches
+from utils.predict.coco import write_coco
 from utils.predict.inputs import VIDEO_EXTENSIONS, Inputs, find_inputs, items
 from utils.predict.outputs import Output
-from utils.predict.predictor import Predictor
+from utils.predict.predictor import Predictor, resize_map
 
 LONGEST = 1024  # pixels of the longer side of an image in a picture
+NO_RULE = Rule()
 LISTED = 20  # images without a score that are named on the terminal; errors.csv names all
 
 
 @dataclass(frozen=True)
 class Options:
-    threshold: float | None = None  # an image with a higher score is called defective; None: no decisions
+    rule: Rule = NO_RULE  # how scores and maps become decisions
     format: str = "csv"  # or jsonl
     batch_size: int = 8
     workers: int = 2  # threads that read images and write pictures
     pictures: bool = True
-    scale: tuple[float, float] | None = None  # lowest and highest value of the colours; None: each map's own
     maps: bool = False
+    coco: bool = False  # regions also as annotations
     frames: int | None = None  # of a camera; None: until Ctrl-C
     memory_class: str | None = None  # that the predictor compares with; None: all
 
@@ -44,7 +47,9 @@ def predict_into(out: str | Path, checkpoint: str | Path, predictor: Predictor, 
         "checkpoint": str(Path(checkpoint).resolve()),
         "sha256": file_hash(checkpoint),
         "score": predictor.engine.score + (f" by the memory of {options.memory_class}" if options.memory_class else ""),
-        "threshold": options.threshold,
+        "threshold": options.rule.threshold,
+        "pixel_threshold": options.rule.pixel_threshold,
+        "min_area": options.rule.min_area,
         "format": options.format,
         "folder": str(inputs.folder) if inputs.folder else None,
     }
@@ -64,8 +69,9 @@ def predict_into(out: str | Path, checkpoint: str | Path, predictor: Predictor, 
         first = "".join(map(error_line, errors[:1]))  # none if Ctrl-C came before a camera's first frame
         raise UserError(f"no image could be predicted: {first}{more}")
     lines = [f"{output.scores}: {len(output.done) - before} images predicted, {before} were there already"]
-    if options.threshold is None:
-        lines.append("no decisions, as there is no threshold: give one with --threshold, or find one with tools/calibrate.py")
+    lines += describe_decisions(output, options.rule)
+    if options.coco:
+        lines.append(f"{write_coco(output)}: the regions as annotations in COCO's format")
     lines += Tree(left_out=inputs.left_out).describe_left_out()
     if errors:
         lines.append(f"{path}: {len(errors)} without a score")
@@ -86,13 +92,35 @@ def predict_missing(predictor: Predictor, output: Output, inputs: Inputs, option
     with suppress(stops), ThreadPoolExecutor(options.workers) as pool, tqdm(total=total, unit="img", disable=None) as bar:
         for results in batches:
             good = [result for result in results if result.error is None]
-            if options.pictures:
-                list(pool.map(lambda result: output.save_picture(result, options.scale), good))
-            if options.maps:
-                list(pool.map(output.save_map, good))
-            output.add(good, options.threshold)
+            output.add(good, list(pool.map(lambda result: save_one(output, result, options), good)))
             errors += [result for result in results if result.error is not None]
             bar.update(len(results))
+
+
+def save_one(output: Output, result: Result, options: Options) -> Decision:
+    """Decide on an image, and write its files."""
+    anomaly_map = resize_map(result.anomaly_map, result.size)  # h x w
+    decision = options.rule.decide(result.score, anomaly_map)
+    if decision.mask is not None:
+        output.save_mask(result, decision)
+    if options.pictures:
+        output.save_picture(result, decision, options.rule)
+    if options.maps:
+        output.save_map(result, anomaly_map)
+    return replace(decision, mask=None)
+
+
+def describe_decisions(output: Output, rule: Rule) -> list[str]:
+    """How many images are good, and what the columns of the table mean."""
+    if rule.threshold is None:
+        return ["no decisions, as there is no threshold: give one with --threshold, or find one with tools/calibrate.py"]
+    counts = output.verdicts
+    lines = [f"{counts['defective']} defective, {counts['good']} good: the score is above {rule.threshold:.5g}, or not"]
+    if rule.normal and rule.normal.scores:
+        lines.append("ratio: score / threshold; p: the share of held-out good images that score as high or higher")
+    if rule.pixel_threshold is None:
+        lines.append("no regions, as there is no pixel threshold: give one with --pixel_threshold, or calibrate again")
+    return lines
 
 
 def error_line(result: Result) -> str:

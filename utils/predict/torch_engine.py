@@ -38,8 +38,9 @@ class TorchEngine:
         device: str | None = None,
         config: str | Path | dict | None = None,
         memory_class: str | None = None,
+        score: str | None = None,
     ) -> None:
-        """See Predictor.from_checkpoint."""
+        """See Predictor.from_checkpoint. score: the image score; None: the calibration's, else headline_score's."""
         content = load_checkpoint(path)
         self.epoch: int | None = content.get("epoch")
         self.trained: dict[str, Any] | None = content.get("config")
@@ -57,9 +58,10 @@ class TorchEngine:
         self.resample = "bilinear" if data.type == "custom" else "lanczos"
         self.transform = Transform(data.input_size, data.pixel_mean, data.pixel_std, crop=data.get("crop"))
         self.form = MapForm.of(self.config.evaluator)
-        self.score = headline_score(metrics, self.config.evaluator.key_metric) or "max"
+        self.calibration = calibration_of(path) if score is None else None
+        calibrated = self.calibration.score if self.calibration else None
+        self.score = score or calibrated or headline_score(metrics, self.config.evaluator.key_metric) or "max"
         self.score_key = score_columns(metrics).get(self.score, (self.score, None))  # as in scores.csv
-        self.calibration = calibration_of(path, self.score)
         self.memory = find_memory(self.network)
         if memory_class is not None:
             if self.memory is None:

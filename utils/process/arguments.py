@@ -26,3 +26,11 @@ def open_share(text: str) -> float:
     if not 0 < number < 1:
         raise argparse.ArgumentTypeError("must be between 0 and 1")
     return number
+
+
+def percent(text: str) -> float:
+    """As a share."""
+    number = float(text) / 100
+    if not 0 <= number < 1:
+        raise argparse.ArgumentTypeError("must be at least 0 and less than 100")
+    return number

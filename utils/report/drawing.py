@@ -21,6 +21,26 @@ def heat_map(image: np.ndarray, normalised: np.ndarray) -> np.ndarray:
     return cv2.addWeighted(np.ascontiguousarray(colours), 0.5, image, 0.5, 0)
 
 
+def outline(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """The picture HxWx3 uint8 RGB with a white line, dark at its sides, round each piece of the mask, h x w of {0, 1}."""
+    size = picture.shape[1::-1]
+    small = cv2.resize(mask * np.uint8(255), size, interpolation=cv2.INTER_AREA)  # not 0 where any of a region is
+    contours, _ = cv2.findContours(small, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    picture, width = np.ascontiguousarray(picture), max(1, round(max(size) / 400))
+    cv2.drawContours(picture, contours, -1, (0, 0, 0), 3 * width)
+    return cv2.drawContours(picture, contours, -1, (255, 255, 255), width)
+
+
+def caption(picture: np.ndarray, text: str) -> np.ndarray:
+    """The picture HxWx3 uint8 RGB above a strip with the text, of ASCII letters, as large as fits."""
+    height = 24
+    (width, _), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, 0.5, 1)
+    size = min(0.5, 0.5 * (picture.shape[1] - 8) / max(1, width))
+    strip = np.full((height, picture.shape[1], 3), 255, np.uint8)
+    cv2.putText(strip, text, (4, 16), cv2.FONT_HERSHEY_SIMPLEX, size, (0, 0, 0), 1, cv2.LINE_AA)
+    return np.vstack([picture, strip])
+
+
 def save_picture(path: Path, image: np.ndarray) -> None:
     """image: HxWx3 uint8 RGB, written as JPEG."""
     _, encoded = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])

@@ -79,9 +79,10 @@ def shade(value: float) -> str:
 
 
 def headline(result: Result) -> str | None:
-    """The image score that the page is about, if scores.csv has it."""
+    """The image score that the page is about, if scores.csv has it: the calibration's, else that of the evaluation."""
     known = list(result.scores.scores) if result.scores else []
-    wanted = (result.run.get("score"), result.gallery.score if result.gallery else None, "max", *known)
+    calibrated = result.calibration.score if result.calibration else None
+    wanted = (calibrated, result.run.get("score"), result.gallery.score if result.gallery else None, "max", *known)
     return next((name for name in wanted if name in known), None)
 
 

@@ -90,10 +90,10 @@ def read_result(folder: str | Path) -> Result:
 
 
 def find_calibration(run: dict[str, Any]) -> Calibration | None:
-    checkpoint, score = run.get("checkpoint"), run.get("score")
-    if not isinstance(checkpoint, str) or not isinstance(score, str) or not Path(checkpoint).is_file():
+    checkpoint = run.get("checkpoint")
+    if not isinstance(checkpoint, str) or not Path(checkpoint).is_file():
         return None
-    calibration = calibration_of(checkpoint, score)
+    calibration = calibration_of(checkpoint)
     return calibration if calibration and calibration.epoch == run.get("epoch") else None
 
 

@@ -24,30 +24,41 @@ from utils.evaluation.calibration import (
     rates_at,
     save_calibration,
 )
+from utils.evaluation.evaluate import score_columns
+from utils.evaluation.regions import region_level
 from utils.evaluation.results import align_table
 from utils.predict.batches import predict_batches
 from utils.predict.inputs import Item
 from utils.predict.predictor import Predictor
 from utils.predict.torch_engine import TorchEngine
+from utils.report.gallery import headline_score
 from utils.report.page import write_report
 from utils.report.result_folder import Scores, read_result
 
-HEADER = ("class", "threshold", "held-out", "false alarms", "on test/good", "(95 %)", "defective found")
+HEADER = ("class", "threshold", "of a pixel", "held-out", "false alarms", "on test/good", "(95 %)", "defective found")
 POOLED = "all classes"
 INSTEAD = "or give a list of other normal images with --meta_file"
 
 log = logging.getLogger("uniad")
 
 
-def calibrate_checkpoint(config: EasyDict, checkpoint: str | Path, rate: float, meta_file: str | None = None) -> str:
+def calibrate_checkpoint(
+    config: EasyDict,
+    checkpoint: str | Path,
+    rate: float,
+    meta_file: str | None = None,
+    score: str | None = None,
+    min_area: float = 0.0,
+) -> str:
     """Write calibration.json beside the checkpoint; returns a table of the thresholds, with their rates on the test set.
 
     rate: of false alarms. The images are those that dataset.holdout kept out of training, or those of the list `meta_file`.
-    Raises UserError if training may have seen them, or if one is not normal.
+    score: the image score; None: headline_score's. min_area: smaller regions, as a share of the image's area, do not count.
+    Raises UserError for an unknown score, if training may have seen the images, or if one is not normal.
     """
     if config.dataset.type != "custom":
         raise UserError(f"calibration is for data sets of type custom, dataset.type is {config.dataset.type}")
-    engine = TorchEngine(checkpoint, config=config)
+    engine = TorchEngine(checkpoint, config=config, score=choose_score(config, score))
     trained = engine.trained["dataset"] if engine.trained else {}
     holdout = {**trained, **(trained.get("train") or {})}.get("holdout", 0)
     dataset = to_plain(config.dataset)
@@ -55,7 +66,8 @@ def calibrate_checkpoint(config: EasyDict, checkpoint: str | Path, rate: float, 
     if not meta_file and not trained:
         raise UserError(f"{checkpoint}: does not say which images it was trained on: train one with dataset.holdout, {INSTEAD}")
     data = other_images(dataset, meta_file) if meta_file else held_out_images(dataset, checkpoint)
-    pooled, classes = calibrate(score_images(Predictor(engine), data, config), data.clsnames, rate)
+    scores, levels, typical = score_images(Predictor(engine), data, config, min_area)
+    pooled, classes = calibrate(scores, levels, data.clsnames, rate)
     calibration = Calibration(
         score=engine.score,
         false_alarm_rate=rate,
@@ -65,6 +77,8 @@ def calibrate_checkpoint(config: EasyDict, checkpoint: str | Path, rate: float, 
         images=f"normal images of {meta_file}" if meta_file else f"dataset.holdout {holdout}",
         pooled=pooled,
         classes=classes,
+        min_area=min_area,
+        typical=typical,
     )
     path = save_calibration(calibration, checkpoint)
     warn_of_few_images(calibration, set(build_dataset(dataset, "train").clsnames))
@@ -72,7 +86,8 @@ def calibrate_checkpoint(config: EasyDict, checkpoint: str | Path, rate: float, 
     test = read_test_scores(folder, Path(checkpoint), calibration)
     if test is not None:
         warn_of_contradictions(calibration, test)
-    lines = [format_thresholds(calibration, test), f"score {engine.score}; written to {path}"]
+    lines = [format_thresholds(calibration, test), f"score {engine.score}, regions of {100 * min_area:g} % of the image or more"]
+    lines.append(f"written to {path}")
     if test is None:
         lines.append("for the rates on the test set evaluate this checkpoint with -e, then calibrate again")
     elif (folder / "report.html").is_file():
@@ -106,18 +121,30 @@ def other_images(dataset: dict[str, Any], meta_file: str) -> ImageDataset:
     return data
 
 
-def score_images(predictor: Predictor, data: ImageDataset, config: EasyDict) -> np.ndarray:
-    """The score of each image, N. Raises UserError for one that cannot be read."""
+def choose_score(config: EasyDict, score: str | None) -> str:
+    """Raises UserError for a score that an evaluation would not write."""
+    known = score_columns(config.evaluator.metrics)
+    if score is not None and score not in known:
+        raise UserError(f"--score {score}: evaluator.metrics has the image scores {', '.join(known) or '(none)'}; add it there")
+    return score or headline_score(config.evaluator.metrics, config.evaluator.key_metric) or "max"
+
+
+def score_images(
+    predictor: Predictor, data: ImageDataset, config: EasyDict, min_area: float
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """Score and level (see region_level) of each image, N each, and the median of the maps. UserError for an unreadable image."""
     items = (Item(name, partial(data.read_rgb, index)) for index, name in enumerate(data.filenames))
-    scores = []
+    scores, levels, medians = [], [], []
     with tqdm(total=len(data), desc="calibrate", leave=False, disable=None) as bar:
         for batch in predict_batches(predictor, items, config.dataset.batch_size, max(1, config.dataset.workers)):
             for result in batch:
                 if result.error is not None:
                     raise UserError(f"{result.file}: {result.error}")
                 scores.append(result.score)
+                levels.append(region_level(result.anomaly_map, min_area))
+                medians.append(np.median(result.anomaly_map))
             bar.update(len(batch))
-    return np.array(scores)
+    return np.array(scores), np.array(levels), float(np.median(medians))
 
 
 def warn_of_few_images(calibration: Calibration, clsnames: set[str]) -> None:
@@ -167,13 +194,14 @@ def format_thresholds(calibration: Calibration, test: Scores | None) -> str:
     """A row for each class, sorted, and one for the threshold of all classes."""
     rows = []
     for name, threshold in [*calibration.classes.items(), (POOLED, calibration.pooled)]:
-        cells = [name, f"{threshold.threshold:.5g}", str(threshold.images), percentages(threshold.false_alarm_rate)]
+        limits = f"{threshold.threshold:.5g}", f"{threshold.pixel_threshold:.5g}"
+        cells = [name, *limits, str(threshold.images), percentages(threshold.false_alarm_rate)]
         if test:
             rates = rates_on_test(name, threshold, calibration, test)
             interval = percentages(binomial_interval(rates.false_alarms, rates.good)) if rates.good else "–"
             cells += [share(rates.false_alarms, rates.good), interval, share(rates.found, rates.defective)]
         rows.append(cells)
-    return align_table(HEADER if test else HEADER[:4], rows)
+    return align_table(HEADER if test else HEADER[:5], rows)
 
 
 def share(count: int, total: int) -> str:

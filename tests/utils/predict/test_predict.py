@@ -21,6 +21,7 @@ from tests.helpers import tiny
 from tools import predict
 from utils.errors import UserError
 from utils.evaluation.calibration import Calibration, Threshold, file_hash, save_calibration
+from utils.evaluation.regions import find_regions
 from utils.predict.inputs import find_inputs
 
 PREDICT = tiny.ROOT / "tools" / "predict.py"
@@ -73,7 +74,7 @@ def test_scores_are_those_of_evaluation(trained: Path, run, tmp_path: Path) -> N
     with open(trained.parent / "result/scores.csv", newline="") as file:
         expected = {row["filename"]: float(row["max"]) for row in csv.DictReader(file)}
     rows = read(tmp_path / "out")
-    assert list(rows[0]) == ["file", "score", "decision", "latency_ms"]
+    assert list(rows[0]) == ["file", "score", "decision", "ratio", "p", "regions", "largest_percent", "latency_ms"]
     assert {row["file"]: float(row["score"]) for row in rows} == pytest.approx(expected, rel=1e-5)
     assert all(row["decision"] == "" and float(row["latency_ms"]) > 0 for row in rows)
     assert f"{len(expected)} images predicted" in output
@@ -88,13 +89,13 @@ def test_each_image_has_a_picture_beside_its_heat_map(run, image: Path, tmp_path
         assert (folder / file).is_file()
         with Image.open(tmp_path / f"out/pictures/{file}.jpg") as picture:
             sizes[Path(file).name] = picture.size
-    assert sizes == {"000.png": (128, 64), "wide.png": (2048, 10)}
+    assert sizes == {"000.png": (128, 64 + 24), "wide.png": (2048, 10 + 24)}  # with a line of text
 
 
 def test_the_colours_of_all_pictures_can_share_a_scale(run, trained: Path, image: Path, tmp_path: Path) -> None:
     run(image, "--scale", 1e6, 2e6)
     picture = np.asarray(Image.open(tmp_path / "out/pictures/000.png.jpg")).astype(int)
-    left, right = picture[:, :64], picture[:, 64:]
+    left, right = picture[:64, :64], picture[:64, 64:]
     coldest = cv2.applyColorMap(np.zeros((1, 1), np.uint8), cv2.COLORMAP_JET)[0, 0, ::-1]
     assert np.abs(right - (left + coldest) / 2).mean() < 5
 
@@ -117,6 +118,75 @@ def test_json_lines_hold_the_same(run, image: Path, tmp_path: Path) -> None:
     assert {line["decision"] for line in lines} == {None}
 
 
+# --- regions ---
+
+GIVEN = ("--threshold", 1e-6, "--min_area", 0.1)
+
+
+@pytest.fixture
+def level(run, image: Path, tmp_path: Path) -> float:
+    """A pixel threshold at which the test images of cup show regions."""
+    run(image.parents[1], "--save_maps", out=tmp_path / "maps_of_all")
+    return float(np.median([np.load(path).max() for path in (tmp_path / "maps_of_all/maps").rglob("*.npy")]))
+
+
+@pytest.mark.parametrize("format", ["csv", "jsonl"])
+def test_regions_are_those_of_the_map_at_the_images_size(run, level: float, tmp_path: Path, image: Path, format: str) -> None:
+    run(image.parents[1], *GIVEN, "--pixel_threshold", level, "--save_maps", "--format", format, "--coco")
+    out = tmp_path / "out"
+    scores, regions = (
+        read(out, f"{name}.csv") if format == "csv" else list(map(json.loads, (out / f"{name}.jsonl").read_text().splitlines()))
+        for name in ("scores", "regions")
+    )
+    coco = json.loads((out / "coco.json").read_text())
+    assert regions
+    for row in scores:
+        mask, expected = find_regions(np.load(out / f"maps/{row['file']}.npy"), level, 0.001)
+        found = [region for region in regions if region["file"] == row["file"]]
+        assert int(row["regions"]) == len(found) == len(expected)
+        assert float(row["largest_percent"]) == pytest.approx(100 * max([region.share for region in expected], default=0))
+        for number, (one, other) in enumerate(zip(found, expected, strict=True), start=1):
+            assert [int(one[key]) for key in ("region", "x", "y", "width", "height", "area")] == [
+                number,
+                *(other.x, other.y, other.width, other.height, other.area),
+            ]
+            assert [float(one[key]) for key in ("percent", "peak", "mean")] == pytest.approx(
+                [100 * other.share, other.peak, other.mean]
+            )
+        with Image.open(out / f"masks/{row['file']}.png") as file:
+            assert np.array_equal(np.asarray(file.convert("L")) > 0, mask > 0)
+        (entry,) = [entry for entry in coco["images"] if entry["file_name"] == row["file"]]
+        annotations = [annotation for annotation in coco["annotations"] if annotation["image_id"] == entry["id"]]
+        assert sorted(a["area"] for a in annotations) == sorted(region.area for region in expected)
+        assert sorted(a["bbox"] for a in annotations) == sorted([r.x, r.y, r.width, r.height] for r in expected)
+    assert len({annotation["id"] for annotation in coco["annotations"]}) == len(regions)
+
+
+def test_the_regions_of_an_image_that_was_cut_off_are_found_once(run, level: float, image: Path, tmp_path: Path) -> None:
+    run(image.parents[1], *GIVEN, "--pixel_threshold", level)
+    whole = [(tmp_path / f"out/{name}.csv").read_bytes() for name in ("regions", "scores")]
+    lines = whole[1].splitlines(keepends=True)
+    (tmp_path / "out/scores.csv").write_bytes(b"".join(lines[:2]) + lines[2][:3])  # killed after the regions, within a line
+    run(image.parents[1], *GIVEN, "--pixel_threshold", level)
+    regions, scores = (read(tmp_path / "out", f"{name}.csv") for name in ("regions", "scores"))
+    assert sorted(map(str, regions)) == sorted(map(str, csv.DictReader(whole[0].decode().splitlines())))
+    assert len(scores) == len(lines) - 1
+
+
+def test_outlines_are_drawn_round_regions(run, level: float, image: Path, tmp_path: Path) -> None:
+    run(image, "--threshold", 1e-6, "--pixel_threshold", 1e9)
+    run(image, "--threshold", 1e-6, "--pixel_threshold", 0, out=tmp_path / "whole")
+    none, whole = (np.asarray(Image.open(tmp_path / f"{out}/pictures/000.png.jpg")).astype(int) for out in ("out", "whole"))
+    changed = np.abs(none - whole)[:64, 64:].max(axis=2) > 60
+    assert changed[0].mean() > 0.9  # the whole map is one region, so its edge is outlined
+    assert not changed[8:56, 8:56].any()
+
+
+def test_coco_needs_regions(run, image: Path) -> None:
+    with pytest.raises(UserError, match="--coco needs regions: give --pixel_threshold"):
+        run(image, "--coco")
+
+
 # --- decisions ---
 
 
@@ -129,8 +199,10 @@ def test_an_image_is_defective_above_the_threshold(run, trained: Path, tmp_path:
     run(data)
     scores = [float(row["score"]) for row in read(tmp_path / "out")]
     middle = sorted(scores)[2] + 1e-6
-    run(data, "--threshold", middle, out=tmp_path / "decided")
+    output = run(data, "--threshold", middle, out=tmp_path / "decided")
     assert decisions(tmp_path / "decided") == ["defective" if score > middle else "good" for score in scores]
+    assert [float(row["ratio"]) for row in read(tmp_path / "decided")] == pytest.approx([score / middle for score in scores])
+    assert f"{len(scores) - 3} defective, 3 good" in output
 
 
 @pytest.fixture

@@ -30,6 +30,7 @@ from utils.evaluation.calibration import (
     rates_at,
     read_calibration,
 )
+from utils.evaluation.regions import region_level
 from utils.predict.predictor import Predictor
 from utils.report.result_folder import Scores
 from utils.runs.calibrate import warn_of_contradictions
@@ -44,7 +45,7 @@ def test_the_threshold_is_the_conformal_order_statistic(rate: float, needed: int
         scores = np.random.default_rng(n).permutation(n) + 1.0  # the k-th smallest is k
         k = math.ceil((n + 1) * (1 - Fraction(str(rate))))
         assert (k <= n) == (n >= needed)
-        threshold = find_threshold(scores, rate)
+        threshold = find_threshold(scores, scores, rate)
         assert threshold.threshold == min(k, n)
         assert threshold.images == n
 
@@ -54,7 +55,8 @@ def test_the_false_alarm_rate_is_kept_whatever_the_distribution() -> None:
     for draw in (rng.standard_normal, rng.standard_cauchy, lambda size: rng.exponential(size=size) ** 3):
         seen = []
         for _ in range(400):
-            threshold = find_threshold(draw(n), rate).threshold
+            scores = draw(n)
+            threshold = find_threshold(scores, scores, rate).threshold
             seen.append(np.mean(draw(400) > threshold))
         assert np.mean(seen) == pytest.approx(1 - math.ceil(51 * 0.9) / 51, abs=0.01)
         assert np.mean(seen) <= rate
@@ -65,7 +67,7 @@ def test_the_interval_holds_the_true_rate_95_times_in_100(n: int) -> None:
     rng = np.random.default_rng(n)
     inside = []
     for _ in range(2000):
-        threshold = find_threshold(rng.random(n), 0.05)  # uniform scores: above t lies a share of 1 - t
+        threshold = find_threshold(scores := rng.random(n), scores, 0.05)  # uniform scores: above t lies a share of 1 - t
         low, high = threshold.false_alarm_rate
         inside.append(low <= 1 - threshold.threshold <= high)
     assert np.mean(inside) == pytest.approx(0.95, abs=0.02)
@@ -78,7 +80,7 @@ def test_rates_on_the_test_set_have_exact_intervals(count: int, total: int) -> N
 
 
 def test_each_class_has_a_threshold_and_all_have_one() -> None:
-    pooled, classes = calibrate(np.array([1.0, 10.0, 2.0, 20.0, 3.0]), ["b", "a", "b", "a", "b"], 0.4)
+    pooled, classes = calibrate(scores := np.array([1.0, 10.0, 2.0, 20.0, 3.0]), scores, ["b", "a", "b", "a", "b"], 0.4)
     assert pooled.threshold == 10
     assert {name: (found.threshold, found.images) for name, found in classes.items()} == {"a": (20, 2), "b": (3, 3)}
     assert list(classes) == ["a", "b"]
@@ -201,7 +203,7 @@ def test_thresholds_come_from_exactly_the_held_out_images(run, trained: Path, ch
     calibration = read_calibration(checkpoint.with_name("calibration.json"))
     _, held_out = datasets_of(trained, "dataset.holdout=0.4")
     scores, _ = Predictor.from_checkpoint(checkpoint)([trained.parent / "data" / name for name in held_out])
-    pooled, classes = calibrate(np.array(scores), [name.split("/")[0] for name in held_out], 0.4)
+    pooled, classes = calibrate(np.array(scores), np.array(scores), [name.split("/")[0] for name in held_out], 0.4)
     assert calibration.pooled.images == 4
     assert calibration.pooled.threshold == pytest.approx(pooled.threshold, rel=1e-5)
     assert calibration.pooled.false_alarm_rate == pooled.false_alarm_rate
@@ -222,17 +224,46 @@ def test_the_table_says_what_the_thresholds_do_to_the_test_set(run, trained: Pat
     for name in ("cup", "tile", "all classes"):
         chosen = np.array([name in (record["clsname"], "all classes") for record in records])
         labels = np.array([record["label"] for record in records])[chosen]
-        threshold = calibration.threshold(None if name == "all classes" else name)
+        threshold = calibration.of(None if name == "all classes" else name).threshold
         above = scores[chosen] > threshold
         alarms, good = int((above & (labels == 0)).sum()), int((labels == 0).sum())
         found, defective = int((above & (labels == 1)).sum()), int((labels == 1).sum())
         low, high = binomial_interval(alarms, good)
         assert output[name][0] == f"{threshold:.5g}"
-        assert output[name][3:] == [
+        assert output[name][4:] == [
             f"{alarms}/{good} = {100 * alarms / good:.1f} %",
             f"{100 * low:.1f}–{100 * high:.1f} %",
             f"{found}/{defective} = {100 * found / defective:.1f} %",
         ]
+
+
+def test_the_pixel_threshold_is_that_of_the_images_largest_regions(run, trained: Path, checkpoint: Path) -> None:
+    run("--false_alarm_rate", 0.4, "--min_area", 1)
+    calibration = read_calibration(checkpoint.with_name("calibration.json"))
+    _, held_out = datasets_of(trained, "dataset.holdout=0.4")
+    scores, maps = Predictor.from_checkpoint(checkpoint)([trained.parent / "data" / name for name in held_out])
+    levels = sorted(region_level(anomaly_map, 0.01) for anomaly_map in maps)
+    assert calibration.min_area == 0.01
+    assert calibration.pooled.pixel_threshold == pytest.approx(levels[2], rel=1e-5)  # the third of four
+    assert calibration.pooled.scores == pytest.approx(sorted(scores), rel=1e-5)
+    assert min(map(np.min, maps)) < calibration.typical < calibration.pooled.pixel_threshold
+
+
+@pytest.mark.parametrize("score", ["mean", "std"])
+def test_the_calibrated_score_is_the_one_that_everything_uses(run, trained: Path, checkpoint: Path, score: str) -> None:
+    tiny.evaluate(trained)
+    assert f"score {score}" in run("--score", score)
+    tiny.evaluate(trained)
+    page = (trained.parent / "result/report.html").read_text()
+    assert f"Horizontal axis: the image score <b>{score}</b>" in page
+    assert Predictor.from_checkpoint(checkpoint).engine.score == score
+    assert f"score {score}" not in run()  # without the option the configuration's
+    assert Predictor.from_checkpoint(checkpoint).engine.score == "max"
+
+
+def test_a_score_that_evaluations_do_not_write_is_refused(run) -> None:
+    with pytest.raises(UserError, match=r"--score top: evaluator.metrics has the image scores mean, std, max"):
+        run("--score", "top")
 
 
 def test_without_an_evaluation_of_the_checkpoint_it_says_what_gives_the_rates(run, checkpoint: Path, tmp_path: Path) -> None:
@@ -322,14 +353,12 @@ def test_the_tool_ends_with_a_line_and_runs_from_anywhere(trained: Path, checkpo
 # --- who uses it ---
 
 
-def test_a_calibration_of_another_checkpoint_or_score_is_noticed(run, checkpoint: Path, tmp_path: Path, caplog) -> None:
+def test_a_calibration_of_another_checkpoint_is_noticed(run, checkpoint: Path, tmp_path: Path, caplog) -> None:
     run()
-    assert calibration_of(checkpoint, "max") is not None
-    assert calibration_of(checkpoint, "mean") is None
-    assert "the score max, not mean" in caplog.text
+    assert calibration_of(checkpoint) is not None
     other = altered(checkpoint, tmp_path / "ckpt.pth.tar", 0)
     (tmp_path / "calibration.json").write_bytes(checkpoint.with_name("calibration.json").read_bytes())
-    assert calibration_of(other, "max") is None
+    assert calibration_of(other) is None
     assert "another checkpoint" in caplog.text
 
 
@@ -347,7 +376,7 @@ def test_the_report_marks_the_thresholds(run, trained: Path, checkpoint: Path) -
     assert "a false-alarm rate of 40 %" in page
     table = rows(output)
     for name, defective in (("cup", 3), ("tile", 2)):
-        alarms, found = (int(table[name][column].split("/")[0]) for column in (3, 5))
+        alarms, found = (int(table[name][column].split("/")[0]) for column in (4, 6))
         assert f": {alarms} of 2 good, {found} of {defective} defective." in page
     checkpoint.with_name("calibration.json").unlink()
     tiny.evaluate(trained)
