@@ -44,5 +44,6 @@ class Rule:
         ratio = score / self.threshold if self.threshold is not None and self.threshold > 0 else None
         mask, regions = None, None
         if self.pixel_threshold is not None:
-            mask, regions = find_regions(anomaly_map, self.pixel_threshold, self.min_area)
+            numbers, regions = find_regions(anomaly_map, self.pixel_threshold, self.min_area)
+            mask = (numbers > 0).astype(np.uint8)
         return Decision(verdict, ratio, self.normal.p_value(score) if self.normal else None, regions, mask)

@@ -31,6 +31,8 @@ from utils.process.skipped import report_skipped
 
 GALLERY = "report_gallery"  # of the result folder: the pictures in its report
 INTERVALS = "intervals.json"  # of the result folder: see utils.evaluation.intervals
+REGIONS, REGION_RATES = "regions.csv", "region_rates.json"  # of the result folder: see utils.evaluation.region_rates
+DEFECT = "defect_percent"  # column of scores.csv: the share of the image that its mask marks
 
 
 @dataclass
@@ -187,17 +189,18 @@ def write_results(folder: str | Path, evaluation: Evaluation, results: Results, 
     write_table(folder, results)
     columns = score_columns(metrics)
     scores = [[f"{value:.8g}" for value in values] for values in evaluation.scores(list(columns.values())).values()]
+    defects = [f"{100 * evaluation.mask(position).mean():.6g}" for position in range(len(evaluation))]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["filename", "clsname", "label", *columns])
-    writer.writerows(zip(evaluation.filenames, evaluation.clsnames, evaluation.labels, *scores, strict=True))
+    writer.writerow(["filename", "clsname", "label", *columns, DEFECT])
+    writer.writerows(zip(evaluation.filenames, evaluation.clsnames, evaluation.labels, *scores, defects, strict=True))
     write_text(Path(folder) / "scores.csv", text.getvalue())
 
 
 def write_table(folder: str | Path, results: Results) -> None:
     """Write metrics.json and table.txt into the result folder, and remove what else an earlier evaluation wrote."""
     folder = Path(folder)
-    for name in ("report.html", "run.json", "scores.csv", INTERVALS):
+    for name in ("report.html", "run.json", "scores.csv", INTERVALS, REGIONS, REGION_RATES):
         (folder / name).unlink(missing_ok=True)
     shutil.rmtree(folder / GALLERY, ignore_errors=True)
     results.write(folder)

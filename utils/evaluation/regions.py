@@ -22,22 +22,22 @@ class Region:
 
 
 def find_regions(anomaly_map: np.ndarray, threshold: float, min_area: float = 0.0) -> tuple[np.ndarray, list[Region]]:
-    """The mask of all regions, HxW uint8 of {0, 1}, and the regions, the largest first.
+    """The number of each pixel's region, HxW int32, from 1, or 0 outside of them; and the regions, the largest first.
 
     anomaly_map: HxW float32. A region's values are above `threshold`, and its area is at least the share `min_area` of the map's.
     """
     labels, boxes, sizes = pieces(anomaly_map, threshold)
-    mask, found = np.zeros(labels.shape, np.uint8), []
+    numbers, found = np.zeros_like(labels), []
     for number in np.argsort(-sizes, kind="stable"):
         if sizes[number] < smallest_area(labels.size, min_area):
             break
         x, y, width, height = map(int, boxes[number])
         inside = labels[y : y + height, x : x + width] == number + 1
-        mask[y : y + height, x : x + width][inside] = 1
+        numbers[y : y + height, x : x + width][inside] = len(found) + 1
         values = anomaly_map[y : y + height, x : x + width][inside]
         area = int(sizes[number])
         found.append(Region(x, y, width, height, area, area / labels.size, float(values.max()), float(values.mean())))
-    return mask, found
+    return numbers, found
 
 
 def region_level(anomaly_map: np.ndarray, min_area: float = 0.0) -> float:

@@ -130,3 +130,13 @@ def align_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
     rule = "  ".join("-" * width for width in widths)
     return "\n".join([line(header), rule, *map(line, rows[:-1]), rule, line(rows[-1])])
+
+
+def share(count: int, total: int) -> str:
+    """As "3/12 = 25.0 %"."""
+    return f"{count}/{total} = {100 * count / total:.1f} %" if total else "–"
+
+
+def percentages(interval: tuple[float, float]) -> str:
+    """As "1.5–20.0 %"."""
+    return f"{100 * interval[0]:.1f}–{100 * interval[1]:.1f} %"

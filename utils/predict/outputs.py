@@ -97,8 +97,8 @@ class Output:
                 os.truncate(path, length)
         except OSError as error:
             raise UserError(f"{path}: cannot be used ({error.strerror})") from None
-        if length == 0 and self.format == "csv":
-            self._append(path, ",".join(columns) + "\n")
+        if length == 0:
+            self._append(path, ",".join(columns) + "\n" if self.format == "csv" else "")
         text = data[:length].decode("utf-8", "surrogateescape")
         try:
             if self.format == "csv":

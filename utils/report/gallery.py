@@ -13,8 +13,10 @@ import numpy as np
 from datasets.base import ImageDataset
 from datasets.images import shrink
 from utils.errors import UserError
+from utils.evaluation.calibration import Calibration
+from utils.evaluation.decisions import Rule
 from utils.evaluation.evaluate import GALLERY, Evaluation, score_columns
-from utils.report.drawing import heat_map, normalise
+from utils.report.drawing import heat_map, normalise, outline
 
 PICKS = ("most", "least", "good_highest", "defective_lowest")
 PER_PICK = 4  # images a pick and class
@@ -30,12 +32,18 @@ def headline_score(metrics: dict[str, Any], key_metric: str | None) -> str | Non
 
 
 def save_gallery(
-    result_dir: str | Path, evaluation: Evaluation, data: ImageDataset, score: str | None, metrics: dict[str, Any]
+    result_dir: str | Path,
+    evaluation: Evaluation,
+    data: ImageDataset,
+    score: str | None,
+    metrics: dict[str, Any],
+    calibration: Calibration | None = None,
 ) -> None:
     """Write <result_dir>/report_gallery: gallery.json and its pictures. Replaces an earlier gallery.
 
     score: the image score that decides (headline_score; None: the map's largest value). metrics: `evaluator.metrics`, for the
-    score's averaging window. Raises UserError naming a file that cannot be written or read.
+    score's averaging window. calibration: outlines regions, and gives heat maps their scale. Raises UserError naming a file that
+    cannot be written or read.
     """
     key = score_columns(metrics).get(score, ("max", None))
     scores = evaluation.scores([key])[key]
@@ -44,7 +52,7 @@ def save_gallery(
     try:
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir(parents=True)
-        content = {"score": score or "max", **write_pictures(new, evaluation, data, scores)}
+        content = {"score": score or "max", **write_pictures(new, evaluation, data, scores, calibration)}
         (new / "gallery.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
         replace_folder(new, folder)
     except OSError as error:
@@ -53,11 +61,15 @@ def save_gallery(
         shutil.rmtree(new, ignore_errors=True)
 
 
-def write_pictures(folder: Path, evaluation: Evaluation, data: ImageDataset, scores: np.ndarray) -> dict[str, Any]:
+def write_pictures(
+    folder: Path, evaluation: Evaluation, data: ImageDataset, scores: np.ndarray, calibration: Calibration | None
+) -> dict[str, Any]:
     """Write the pictures of the chosen images; returns what gallery.json says of them. scores: N."""
-    (low, high), labels = evaluation.limits, evaluation.labels
+    labels, pooled = evaluation.labels, Rule.of(calibration) if calibration else Rule()
+    low, high = pooled.scale or evaluation.limits
     classes, images = {}, []
     for clsname in sorted(set(evaluation.clsnames.tolist())):
+        rule = Rule.of(calibration, clsname) if calibration and clsname in calibration.classes else pooled
         members = np.flatnonzero(evaluation.clsnames == clsname)
         falling = members[np.argsort(-scores[members], kind="stable")]
         rising = members[np.argsort(scores[members], kind="stable")]
@@ -67,7 +79,9 @@ def write_pictures(folder: Path, evaluation: Evaluation, data: ImageDataset, sco
         for position in dict.fromkeys(chain.from_iterable(picks.values())):
             numbers[position] = len(images)
             rgb = data.read_seen(int(evaluation.indices[position]))
-            pictures = draw(rgb, evaluation.mask(position), normalise(evaluation.map(position), low, high))
+            anomaly_map = evaluation.map(position)
+            regions = rule.decide(float(scores[position]), anomaly_map).mask
+            pictures = draw(rgb, evaluation.mask(position), normalise(anomaly_map, low, high), regions)
             names = {kind: f"{len(images):04d}_{kind}{'.png' if kind == 'mask' else '.jpg'}" for kind in pictures}
             for kind, name in names.items():
                 (folder / name).write_bytes(pictures[kind])
@@ -86,20 +100,23 @@ def write_pictures(folder: Path, evaluation: Evaluation, data: ImageDataset, sco
     return {"low": low, "high": high, "classes": classes, "images": images}
 
 
-def draw(rgb: np.ndarray, mask: np.ndarray, normalised: np.ndarray) -> dict[str, bytes]:
-    """The encoded pictures of an image, of the map's size up to 256 pixels: "image", "map" and, unless it is empty, "mask".
+def draw(rgb: np.ndarray, mask: np.ndarray, normalised: np.ndarray, regions: np.ndarray | None = None) -> dict[str, bytes]:
+    """The encoded pictures of an image, in its proportions, up to 256 pixels: "image", "map" and, unless it is empty, "mask".
 
-    rgb: hxwx3 uint8, of any size; mask: HxW of {0, 1}; normalised: HxW in 0..1, the anomaly map.
+    rgb: hxwx3 uint8, of any size; mask, regions: HxW uint8 of {0, 1}; normalised: HxW in 0..1, the anomaly map.
     """
-    small_map = shrink(normalised.astype(np.float32), LARGEST)
-    small_mask = shrink(mask.astype(np.float32), LARGEST)
-    image = cv2.resize(rgb, small_map.shape[::-1], interpolation=cv2.INTER_AREA)
+    image = shrink(rgb, LARGEST)
+    size = image.shape[1::-1]
+    heat = heat_map(image, np.clip(cv2.resize(normalised.astype(np.float32), size, interpolation=cv2.INTER_AREA), 0, 1))
+    if regions is not None:
+        heat = outline(heat, regions)
     jpeg, bilevel = [cv2.IMWRITE_JPEG_QUALITY, QUALITY], [cv2.IMWRITE_PNG_BILEVEL, 1]
     pictures = {
         "image": cv2.imencode(".jpg", image[..., ::-1], jpeg)[1].tobytes(),
-        "map": cv2.imencode(".jpg", heat_map(image, small_map)[..., ::-1], jpeg)[1].tobytes(),
+        "map": cv2.imencode(".jpg", heat[..., ::-1], jpeg)[1].tobytes(),
     }
     if mask.any():
+        small_mask = cv2.resize(mask.astype(np.float32), size, interpolation=cv2.INTER_AREA)
         pictures["mask"] = cv2.imencode(".png", (small_mask > 0) * np.uint8(255), bilevel)[1].tobytes()
     return pictures
 

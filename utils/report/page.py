@@ -16,9 +16,11 @@ from utils.errors import UserError
 from utils.evaluation.calibration import rates_at
 from utils.evaluation.evaluate import GALLERY
 from utils.evaluation.metrics import Ranking, auroc, rank_images
+from utils.evaluation.region_rates import HEADER, RegionRates
 from utils.evaluation.results import AGAIN, KINDS
 from utils.files import write_text
 from utils.report import plots
+from utils.report.decisions import Sentence, sentences
 from utils.report.result_folder import Result, Scores, read_result
 
 HERE = Path(__file__).parent
@@ -59,7 +61,10 @@ def render(result: Result) -> str:
         run=result.run,
         score=score,
         overview=overview(result, score),
+        calibration=result.calibration,
+        decisions=decisions(result),
         table=table(result),
+        regions=regions(result),
         histograms=histograms(result, score, rankings),
         roc=roc(result.scores, score, rankings),
         gallery=result.gallery,
@@ -108,6 +113,28 @@ def overview(result: Result, score: str | None) -> list[tuple[str, str, str]]:
     return tiles
 
 
+def decisions(result: Result) -> list[Sentence]:
+    """A sentence for each class; none without a calibration of a score that scores.csv has."""
+    calibration, scores = result.calibration, result.scores
+    if calibration is None or scores is None or calibration.score not in scores.scores:
+        return []
+    return sentences(scores, calibration)[:HISTOGRAMS]
+
+
+def regions(result: Result) -> dict[str, Any]:
+    """The rates of each class as text, and the areas of regions on good and on defective images as a plot."""
+    if not result.region_rates:
+        return {}
+    together = sum(result.region_rates.values(), RegionRates())
+    rows = [(name, rates.cells()) for name, rates in [*list(result.region_rates.items())[:ROWS], ("all classes", together)]]
+    areas = result.region_areas
+    labels = np.repeat([0, 1], [len(areas.get(label, ())) for label in (0, 1)])
+    values = np.concatenate([areas.get(label, ()) for label in (0, 1)])
+    alt = f"Histogram of the areas of {np.sum(labels == 0)} regions on good and {np.sum(labels == 1)} on defective images"
+    plot = plots.histogram(alt, values, labels, None, log=True) if len(values) else None
+    return {"header": HEADER, "rows": rows, "plot": plot}
+
+
 def table(result: Result) -> dict[str, Any]:
     """The results table: a cell is a value and its interval; the mean, and for several classes pooled AUROCs, form the foot."""
     metrics, intervals = result.metrics, result.intervals
@@ -127,7 +154,7 @@ def table(result: Result) -> dict[str, Any]:
         {"name": clsname, "id": ids.get(clsname), "counts": counts.get(clsname, "––"), "cells": cells(clsname, values)}
         for clsname, values in metrics.rows.items()
     ]
-    foot = {"mean": cells("mean", metrics.mean)} if metrics.mean else {}
+    foot = {"mean" if len(rows) > 1 else "mean of 1 class": cells("mean", metrics.mean)} if metrics.mean else {}
     pooled = [intervals.get(f"pooled_{key}") for key in keys]
     if any(pooled):
         foot["one threshold"] = [(interval[0] if interval else math.nan, interval) for interval in pooled]

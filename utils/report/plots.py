@@ -9,7 +9,7 @@ import numpy as np
 from markupsafe import Markup, escape
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, PercentFormatter
 
 from utils.evaluation.metrics import Ranking, rank_images
 
@@ -55,13 +55,17 @@ def to_svg(axes: Axes, alt: str) -> Markup:
 
 
 @mpl.rc_context(SETTINGS)
-def histogram(alt: str, scores: np.ndarray, labels: np.ndarray, threshold: float | None) -> Markup:
-    """The scores of good and of defective images in the same bins, as shares of each label's images; the threshold as a line."""
+def histogram(alt: str, scores: np.ndarray, labels: np.ndarray, threshold: float | None, log: bool = False) -> Markup:
+    """The scores of good and of defective images in the same bins, as shares of each label's images; the threshold as a line.
+
+    log: in bins of equal ratio; all scores are above 0.
+    """
     values = scores if threshold is None else np.append(scores, threshold)
     low, high = values.min(), values.max()
     if high <= low:
-        low, high = low - 0.5, high + 0.5
-    edges = np.linspace(low, high, BINS + 1)
+        low, high = (low / 2, high * 2) if log else (low - 0.5, high + 0.5)
+    edges = (np.geomspace if log else np.linspace)(low, high, BINS + 1)
+    edges[[0, -1]] = low, high  # geomspace rounds
     axes = new_axes(260, 130, left=34, foot=22)
     for label, gid in enumerate((GOOD, DEFECTIVE)):
         if (labels == label).any():
@@ -73,7 +77,10 @@ def histogram(alt: str, scores: np.ndarray, labels: np.ndarray, threshold: float
     axes.grid(visible=False, axis="x")
     axes.set_xlim(low, high)
     axes.set_ylim(bottom=0)
-    axes.xaxis.set_major_locator(MaxNLocator(5, steps=STEPS))
+    if log:
+        axes.set_xscale("log")
+        axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_locator(LogLocator(numticks=5) if log else MaxNLocator(5, steps=STEPS))
     axes.xaxis.set_major_formatter(NUMBER)
     axes.yaxis.set_major_locator(MaxNLocator(3, steps=STEPS))
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))

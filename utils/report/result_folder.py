@@ -11,7 +11,8 @@ from pydantic import BaseModel, BeforeValidator
 
 from utils.errors import UserError
 from utils.evaluation.calibration import Calibration, calibration_of
-from utils.evaluation.evaluate import GALLERY, INTERVALS
+from utils.evaluation.evaluate import DEFECT, GALLERY, INTERVALS, REGION_RATES, REGIONS
+from utils.evaluation.region_rates import RegionRates, read_region_areas, read_region_rates
 from utils.evaluation.results import AGAIN, Results, number, read_json, read_metrics, read_run
 
 Number = Annotated[float, BeforeValidator(number)]
@@ -21,9 +22,11 @@ Number = Annotated[float, BeforeValidator(number)]
 class Scores:
     """scores.csv: a test image a line."""
 
+    filenames: list[str]  # N
     clsnames: np.ndarray  # N texts
     labels: np.ndarray  # N of {0, 1}
     scores: dict[str, np.ndarray]  # by score name, N floats
+    defects: np.ndarray | None = None  # N, % of the image that the mask marks; None: not known
 
     def of(self, clsname: str, score: str) -> tuple[np.ndarray, np.ndarray]:
         """The scores and the labels of a class's images."""
@@ -67,6 +70,8 @@ class Result:
     scores: Scores | None = None
     run: dict[str, Any] = field(default_factory=dict)
     gallery: Gallery | None = None
+    region_rates: dict[str, RegionRates] = field(default_factory=dict)  # by class
+    region_areas: dict[int, np.ndarray] = field(default_factory=dict)  # in %, of good (0) and of defective (1) images
     calibration: Calibration | None = None  # of the checkpoint, where it still lies where it was evaluated
 
 
@@ -80,6 +85,8 @@ def read_result(folder: str | Path) -> Result:
         "intervals": (read_intervals, folder / INTERVALS),
         "scores": (read_scores, folder / "scores.csv"),
         "run": (read_run, folder / "run.json"),
+        "region_rates": (read_region_rates, folder / REGION_RATES),
+        "region_areas": (read_region_areas, folder / REGIONS),
         "gallery": (read_gallery, folder / GALLERY / "gallery.json"),
     }
     result = Result(folder, **{name: read(path) for name, (read, path) in readers.items() if path.exists()})
@@ -107,7 +114,7 @@ def read_intervals(path: Path) -> dict[str, tuple[float, float, float]]:
 
 
 def read_scores(path: Path) -> Scores:
-    clsnames, labels, rows = [], [], []
+    filenames, clsnames, labels, rows = [], [], [], []
     try:
         with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
             reader = csv.reader(file)
@@ -118,6 +125,7 @@ def read_scores(path: Path) -> Scores:
                 scores = [float(value) for value in row[3:]]
                 if len(row) != len(header) or row[2] not in ("0", "1") or not all(map(math.isfinite, scores)):
                     raise ValueError("not a name, a class, a label 0 or 1 and finite scores")
+                filenames.append(row[0])
                 clsnames.append(row[1])
                 labels.append(int(row[2]))
                 rows.append(scores)
@@ -126,8 +134,9 @@ def read_scores(path: Path) -> Scores:
     except (ValueError, csv.Error) as error:
         raise UserError(f"{path}, line {len(labels) + 2}: {error}; {AGAIN}") from None
     values = np.array(rows, dtype=np.float64).reshape(len(rows), len(header) - 3)
-    names = np.array(clsnames, dtype=object)
-    return Scores(names, np.array(labels, dtype=np.int64), dict(zip(header[3:], values.T, strict=True)))
+    columns = dict(zip(header[3:], values.T, strict=True))
+    defects = columns.pop(DEFECT, None)
+    return Scores(filenames, np.array(clsnames, dtype=object), np.array(labels, dtype=np.int64), columns, defects)
 
 
 def read_gallery(path: Path) -> Gallery:

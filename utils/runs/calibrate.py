@@ -26,7 +26,7 @@ from utils.evaluation.calibration import (
 )
 from utils.evaluation.evaluate import score_columns
 from utils.evaluation.regions import region_level
-from utils.evaluation.results import align_table
+from utils.evaluation.results import align_table, percentages, share
 from utils.predict.batches import predict_batches
 from utils.predict.inputs import Item
 from utils.predict.predictor import Predictor
@@ -202,11 +202,3 @@ def format_thresholds(calibration: Calibration, test: Scores | None) -> str:
             cells += [share(rates.false_alarms, rates.good), interval, share(rates.found, rates.defective)]
         rows.append(cells)
     return align_table(HEADER if test else HEADER[:5], rows)
-
-
-def share(count: int, total: int) -> str:
-    return f"{count}/{total} = {100 * count / total:.1f} %" if total else "–"
-
-
-def percentages(interval: tuple[float, float]) -> str:
-    return f"{100 * interval[0]:.1f}–{100 * interval[1]:.1f} %"

@@ -13,9 +13,11 @@ from datasets.build import build_dataset
 from models import build_network
 from models.losses import Criterion
 from utils.config import to_plain
+from utils.evaluation.calibration import Calibration, calibration_of
 from utils.evaluation.evaluate import Evaluation, compute_metrics, evaluate, write_results
 from utils.evaluation.intervals import bootstrap, format_intervals, write_intervals
 from utils.evaluation.maps import MapForm
+from utils.evaluation.region_rates import format_rates, measure_regions
 from utils.evaluation.results import Results, without_nan
 from utils.files import check_writable, write_text
 from utils.process.checkpoint import load_checkpoint, load_network_state
@@ -63,20 +65,32 @@ def write_evaluation(
     write_intervals(config.evaluator.save_dir, intervals)
     if text := format_intervals(intervals):
         log.info("%s", text)
+    calibration = calibration_of(config.saver.load_path)
+    if calibration and calibration.pooled.pixel_threshold is not None:
+        rates = measure_regions(config.evaluator.save_dir, evaluation, calibration)
+        log.info("regions at %g %% false alarms\n%s", 100 * calibration.false_alarm_rate, format_rates(rates))
+    elif config.dataset.type == "custom":
+        log.info("no decisions: tools/calibrate.py --config C chooses thresholds for this checkpoint; then evaluate it again")
     for style in ("vis_compound", "vis_single"):
         if config.evaluator[style]:
             save_pictures(style, evaluation, test_set, **config.evaluator[style])
             log.info("%s: pictures of %d images in %s", style, len(evaluation), config.evaluator[style].save_dir)
-    log.info("report: %s", write_report_of(config, checkpoint, evaluation, test_set))
+    log.info("report: %s", write_report_of(config, checkpoint, evaluation, test_set, calibration))
 
 
-def write_report_of(config: EasyDict, checkpoint: dict[str, Any], evaluation: Evaluation, test_set: ImageDataset) -> Path:
+def write_report_of(
+    config: EasyDict,
+    checkpoint: dict[str, Any],
+    evaluation: Evaluation,
+    test_set: ImageDataset,
+    calibration: Calibration | None,
+) -> Path:
     """Complete the result folder with the gallery and run.json, and write report.html from it."""
     from utils.report.page import write_report  # imported here: it takes a second, which training need not pay
 
     folder, metrics = Path(config.evaluator.save_dir), config.evaluator.metrics
-    score = headline_score(metrics, config.evaluator.key_metric)
-    save_gallery(folder, evaluation, test_set, score, metrics)
+    score = calibration.score if calibration else headline_score(metrics, config.evaluator.key_metric)
+    save_gallery(folder, evaluation, test_set, score, metrics, calibration)
     run = {
         "checkpoint": config.saver.load_path,
         "epoch": checkpoint.get("epoch"),

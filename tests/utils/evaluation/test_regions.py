@@ -34,9 +34,10 @@ def flood(anomaly_map: np.ndarray, threshold: float) -> list[set[tuple[int, int]
 @pytest.mark.parametrize("min_area", [0.0, 0.01, 0.05, 0.9])
 def test_regions_are_the_connected_pieces_that_are_large_enough(seed: int, min_area: float) -> None:
     anomaly_map = random_map(seed)
-    mask, regions = find_regions(anomaly_map, 17, min_area)
+    numbers, regions = find_regions(anomaly_map, 17, min_area)
     pieces = [piece for piece in flood(anomaly_map, 17) if len(piece) >= min_area * anomaly_map.size]
-    assert {tuple(pixel) for pixel in np.argwhere(mask).tolist()} == set().union(*pieces)
+    assert {tuple(pixel) for pixel in np.argwhere(numbers).tolist()} == set().union(*pieces)
+    assert np.bincount(numbers.ravel(), minlength=1)[1:].tolist() == [region.area for region in regions]
     expected = set()
     for piece in pieces:
         ys, xs = zip(*piece, strict=True)

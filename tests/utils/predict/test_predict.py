@@ -127,7 +127,7 @@ GIVEN = ("--threshold", 1e-6, "--min_area", 0.1)
 def level(run, image: Path, tmp_path: Path) -> float:
     """A pixel threshold at which the test images of cup show regions."""
     run(image.parents[1], "--save_maps", out=tmp_path / "maps_of_all")
-    return float(np.median([np.load(path).max() for path in (tmp_path / "maps_of_all/maps").rglob("*.npy")]))
+    return float(np.quantile([np.load(path) for path in (tmp_path / "maps_of_all/maps").rglob("*.npy")], 0.95))
 
 
 @pytest.mark.parametrize("format", ["csv", "jsonl"])
@@ -141,7 +141,7 @@ def test_regions_are_those_of_the_map_at_the_images_size(run, level: float, tmp_
     coco = json.loads((out / "coco.json").read_text())
     assert regions
     for row in scores:
-        mask, expected = find_regions(np.load(out / f"maps/{row['file']}.npy"), level, 0.001)
+        numbers, expected = find_regions(np.load(out / f"maps/{row['file']}.npy"), level, 0.001)
         found = [region for region in regions if region["file"] == row["file"]]
         assert int(row["regions"]) == len(found) == len(expected)
         assert float(row["largest_percent"]) == pytest.approx(100 * max([region.share for region in expected], default=0))
@@ -154,7 +154,7 @@ def test_regions_are_those_of_the_map_at_the_images_size(run, level: float, tmp_
                 [100 * other.share, other.peak, other.mean]
             )
         with Image.open(out / f"masks/{row['file']}.png") as file:
-            assert np.array_equal(np.asarray(file.convert("L")) > 0, mask > 0)
+            assert np.array_equal(np.asarray(file.convert("L")) > 0, numbers > 0)
         (entry,) = [entry for entry in coco["images"] if entry["file_name"] == row["file"]]
         annotations = [annotation for annotation in coco["annotations"] if annotation["image_id"] == entry["id"]]
         assert sorted(a["area"] for a in annotations) == sorted(region.area for region in expected)

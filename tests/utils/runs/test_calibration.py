@@ -1,5 +1,6 @@
 """Calibration: a threshold that keeps its promise of false alarms, from normal images that training has not seen."""
 
+import csv
 import json
 import math
 import subprocess
@@ -7,9 +8,11 @@ import sys
 from fractions import Fraction
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from scipy.stats import binomtest
 
 from datasets.build import build_dataset
@@ -30,7 +33,7 @@ from utils.evaluation.calibration import (
     rates_at,
     read_calibration,
 )
-from utils.evaluation.regions import region_level
+from utils.evaluation.regions import find_regions, region_level
 from utils.predict.predictor import Predictor
 from utils.report.result_folder import Scores
 from utils.runs.calibrate import warn_of_contradictions
@@ -149,7 +152,7 @@ def test_false_alarms_outside_of_the_stated_interval_are_said(caplog, alarms: in
     threshold = Threshold(1.0, 30, (0.002, 0.285))
     calibration = Calibration("max", 0.1, "ckpt.pth.tar", "", 1, "", threshold, {"nut": threshold})
     scores = np.array([2.0] * alarms + [0.5] * (10 - alarms))
-    test = Scores(np.array(["nut"] * 10), np.zeros(10, int), {"max": scores})
+    test = Scores(["a.png"] * 10, np.array(["nut"] * 10), np.zeros(10, int), {"max": scores})
     with caplog.at_level("WARNING", "uniad"):
         warn_of_contradictions(calibration, test)
     assert ("nut: 8/10 = 80.0 % false alarms on test/good contradict the stated 0.2–28.5 %" in caplog.text) is contradicts
@@ -367,6 +370,44 @@ def test_a_file_that_is_no_calibration_is_named(tmp_path: Path, content: str) ->
     (tmp_path / "calibration.json").write_text(content)
     with pytest.raises(UserError, match=r"calibration\.json: not a calibration"):
         read_calibration(tmp_path / "calibration.json")
+
+
+def test_an_evaluation_says_what_pixel_thresholds_find(run, trained: Path, checkpoint: Path) -> None:
+    run("--false_alarm_rate", 0.4)
+    tiny.evaluate(trained)
+    folder, calibration = trained.parent / "result", read_calibration(checkpoint.with_name("calibration.json"))
+    rates = json.loads((folder / "region_rates.json").read_text())["classes"]
+    with open(folder / "regions.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    found = {name: dict.fromkeys(rates[name], 0) for name in rates}
+    for record in read_list(trained.parent / "data/test.json"):
+        name = record["clsname"]
+        _, anomaly_map = Predictor.from_checkpoint(checkpoint)(trained.parent / "data" / record["filename"])
+        numbers, regions = find_regions(anomaly_map, calibration.of(name).pixel_threshold, calibration.min_area)
+        mask = np.zeros(numbers.shape, np.uint8)
+        if record["label"]:
+            mask = (np.asarray(Image.open(trained.parent / "data" / record["maskname"]).convert("L")) > 0).astype(np.uint8)
+        pieces, labels = cv2.connectedComponents(mask)
+        inside = (mask > 0) & (numbers > 0)
+        counts = {
+            "good": record["label"] == 0,
+            "good_with_region": record["label"] == 0 and bool(regions),
+            "defects": pieces - 1,
+            "defects_found": len(set(labels[inside].tolist())),
+            "region_pixels": (numbers > 0).sum(),
+            "defect_pixels": mask.sum(),
+            "common_pixels": inside.sum(),
+        }
+        for key, value in counts.items():
+            found[name][key] += int(value)
+        mine = [row for row in rows if row["filename"] == record["filename"]]
+        assert [float(row["percent"]) for row in mine] == pytest.approx([100 * region.share for region in regions], rel=1e-4)
+        assert [int(row["on_defect"]) for row in mine] == [int(inside[numbers == n].any()) for n in range(1, len(mine) + 1)]
+    assert found == rates
+    assert sum(found["defects"] for found in rates.values()) == 5
+    page = (folder / "report.html").read_text()
+    for name, counts in rates.items():
+        assert f"{counts['defects_found']}/{counts['defects']} = " in page, name
 
 
 def test_the_report_marks_the_thresholds(run, trained: Path, checkpoint: Path) -> None:
