@@ -143,6 +143,11 @@ def _is_lossy(path: Path) -> bool:
     return start.startswith(b"\xff\xd8") or start[4:12] in (b"jP  \r\n\x87\n", b"ftypavif") or start[8:16] == b"WEBPVP8 "
 
 
+def decode_rgb(data: bytes, name: str) -> np.ndarray:
+    """`read_rgb` of a file's content."""
+    return cv2.cvtColor(_decode_bytes(data, cv2.IMREAD_COLOR, name), cv2.COLOR_BGR2RGB)
+
+
 def _decode(path: str | Path, flags: int, name: str | None) -> np.ndarray:
     """H x W x 3 BGR. From bytes: cv2.imread knows no Unicode paths on Windows and cannot tell a missing file from a bad one."""
     name = name or str(path)
@@ -152,6 +157,10 @@ def _decode(path: str | Path, flags: int, name: str | None) -> np.ndarray:
         raise UserError(f"there is no file {name}") from None
     except (OSError, ValueError) as error:  # ValueError: the path holds a NUL character
         raise UserError(f"cannot read {name}: {getattr(error, 'strerror', error)}") from None
+    return _decode_bytes(data, flags, name)
+
+
+def _decode_bytes(data: bytes, flags: int, name: str) -> np.ndarray:
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error:  # an empty file, or an image larger than OpenCV's limit

@@ -27,8 +27,8 @@ from utils.errors import UserError
 from utils.evaluation.decisions import Decision, Rule
 from utils.files import write_atomically, write_text
 from utils.predict.batches import Result
-from utils.predict.predictor import resize_map
-from utils.report.drawing import caption, heat_map, normalise, outline, save_picture
+from utils.predict.pictures import draw
+from utils.report.drawing import save_picture
 
 COLUMNS = ("file", "score", "decision", "ratio", "p", "regions", "largest_percent", "latency_ms")
 REGION_COLUMNS = ("file", "region", "x", "y", "width", "height", "area", "percent", "peak", "mean")  # pixels of the image
@@ -153,14 +153,7 @@ class Output:
             raise UserError(f"{path}: cannot be written ({error.strerror})") from None
 
     def save_picture(self, result: Result, decision: Decision, rule: Rule) -> None:
-        """Image and heat map side by side, on the rule's scale, with outlines of the regions, score and decision."""
-        low, high = rule.scale or (float(result.anomaly_map.min()), float(result.anomaly_map.max()))
-        normalised = resize_map(normalise(result.anomaly_map, low, high), result.picture.shape[:2])
-        heat = heat_map(result.picture, normalised)
-        if decision.mask is not None:
-            heat = outline(heat, decision.mask)
-        picture = caption(np.hstack([result.picture, heat]), decision_text(result, decision, rule))
-        save_picture(self.out / "pictures" / unique_name(result.file, ".jpg"), picture)
+        save_picture(self.out / "pictures" / unique_name(result.file, ".jpg"), draw(result, decision, rule))
 
     def save_mask(self, result: Result, decision: Decision) -> None:
         _, encoded = cv2.imencode(".png", decision.mask * np.uint8(255), [cv2.IMWRITE_PNG_BILEVEL, 1])
@@ -180,16 +173,6 @@ class Output:
         else:
             path.unlink(missing_ok=True)
         return path
-
-
-def decision_text(result: Result, decision: Decision, rule: Rule) -> str:
-    """What a picture says below the image."""
-    parts = [decision.verdict, f"score {result.score:.4g}"]
-    if rule.threshold is not None:
-        parts.append(f"threshold {rule.threshold:.4g}")
-    if decision.p is not None:
-        parts.append(f"p {decision.p:.2g}")
-    return "   ".join(part for part in parts if part)
 
 
 def rounded(value: float | None) -> float | None:

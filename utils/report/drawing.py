@@ -15,10 +15,14 @@ def normalise(anomaly_map: np.ndarray, low: float, high: float) -> np.ndarray:
     return np.clip((anomaly_map - low) / (high - low), 0, 1)
 
 
+def colours(normalised: np.ndarray) -> np.ndarray:
+    """HxW in 0..1 as HxWx3 uint8 RGB, from blue to red."""
+    return np.ascontiguousarray(cv2.applyColorMap((normalised * 255).astype(np.uint8), cv2.COLORMAP_JET)[..., ::-1])
+
+
 def heat_map(image: np.ndarray, normalised: np.ndarray) -> np.ndarray:
     """The map in colours, half and half over the image. normalised: HxW in 0..1; image and result: HxWx3 uint8 RGB."""
-    colours = cv2.applyColorMap((normalised * 255).astype(np.uint8), cv2.COLORMAP_JET)[..., ::-1]
-    return cv2.addWeighted(np.ascontiguousarray(colours), 0.5, image, 0.5, 0)
+    return cv2.addWeighted(colours(normalised), 0.5, image, 0.5, 0)
 
 
 def outline(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:

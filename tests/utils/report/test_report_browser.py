@@ -1,7 +1,6 @@
 """The report in a browser, as a person uses it; and what all its tests share: a result folder of random maps, a parsed page."""
 
 import re
-import shutil
 from collections.abc import Iterator
 
 import pytest
@@ -10,23 +9,6 @@ from tests.helpers.result_folders import EVIL, make_evaluation, write_folder
 from utils.report.page import write_report
 
 # --- in Chromium ---
-
-
-@pytest.fixture(scope="session")
-def browser() -> Iterator:
-    """Headless Chromium, one for all tests."""
-    programs = {name: shutil.which(name) for name in ("chromium", "chromedriver")}
-    if absent := [name for name, path in programs.items() if path is None]:
-        pytest.skip(f"{' and '.join(absent)} not installed (Debian: chromium, chromium-driver)")
-    webdriver = pytest.importorskip("selenium.webdriver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = programs["chromium"]
-    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--window-size=1280,900"):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(programs["chromedriver"]))
-    yield driver
-    driver.quit()
 
 
 @pytest.fixture(scope="session")
