@@ -2,6 +2,10 @@
 
 python tools/report.py --result experiments/demo/result
 python tools/report.py --result experiments/demo/result --out report.html
+python tools/report.py --compare experiments/custom/result experiments/custom-memory/result --out comparison.html
+
+--compare: of the same test images, the differences in image AUROC with paired intervals, all metrics side by side, and the
+images on which the results disagree most.
 """
 
 import sys
@@ -11,15 +15,23 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from utils.process.arguments import tool_parser
 from utils.process.cli import run
+from utils.report.compare import write_comparison
 from utils.report.page import write_report
 
 
 def main() -> None:
     parser = tool_parser(__doc__)
-    parser.add_argument("--result", type=Path, required=True, metavar="DIR", help="folder that evaluation wrote")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="page to write (DIR/report.html)")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--result", type=Path, metavar="DIR", help="folder that evaluation wrote")
+    what.add_argument(
+        "--compare", type=Path, nargs="+", metavar="DIR", help="folders; the first is what others are compared with"
+    )
+    parser.add_argument("--out", type=Path, metavar="FILE", help="page to write (DIR/report.html, or comparison.html here)")
     args = parser.parse_args()
-    print(write_report(args.result, args.out))
+    if args.compare:
+        print(write_comparison(args.compare, args.out or Path("comparison.html")))
+    else:
+        print(write_report(args.result, args.out))
 
 
 if __name__ == "__main__":
