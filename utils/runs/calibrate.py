@@ -89,7 +89,7 @@ def calibrate_checkpoint(
     lines = [format_thresholds(calibration, test), f"score {engine.score}, regions of {100 * min_area:g} % of the image or more"]
     lines.append(f"written to {path}")
     if test is None:
-        lines.append("for the rates on the test set evaluate this checkpoint with -e, then calibrate again")
+        lines.append("for the rates on the test set evaluate this checkpoint with -e")
     elif (folder / "report.html").is_file():
         lines.append(f"report with the thresholds: {write_report(folder)}")
     return "\n".join(lines)
