@@ -170,6 +170,24 @@ def test_real_iad(tmp_path, prepare, folder):
     assert rows[1][:5] == ["audiojack", *"1111"]
 
 
+def test_elpv_takes_0_as_good_above_a_half_as_defective_and_leaves_out_what_is_between(tmp_path, prepare):
+    root, cells = tmp_path / "root", [(kind, p) for kind in ("mono", "poly") for p in ("0.0", "0.0", "0.3333333333333333", "1.0")]
+    names = [f"images/cell{number:04d}.png" for number in range(len(cells))]
+    paint(root, *names)
+    lines = [f"{name}  {p}  {kind}\n" for name, (kind, p) in zip(names, cells, strict=True)]
+    (root / "labels.csv").write_text("".join(lines))
+    lists, rows = prepare("elpv", "--test_share", "0")
+    good = [(names[number], 0, None, kind) for number, kind in ((0, "mono"), (1, "mono"), (4, "poly"), (5, "poly"))]
+    assert [row[:4] for row in lists["train"]] == good
+    assert lists["test"] == [(names[3], 1, None, "mono"), (names[7], 1, None, "poly")]
+    assert "images/ 2 images: left out (defective with probability 0.3333333333333333)" in map(" ".join, rows)
+    with pytest.raises(UserError, match="it looks like the kind 'elpv'"):
+        read_layout("folder", root)
+    (root / "labels.csv").write_text("".join(lines) + "images/cell0009.png  2  mono\n")
+    with pytest.raises(UserError, match=r"labels\.csv:9: expected an image, a probability from 0 to 1 and a kind of cell"):
+        prepare("elpv")
+
+
 def test_real_iad_without_images_or_with_another_file_says_so(tmp_path):
     (tmp_path / "realiad_jsons").mkdir()
     (tmp_path / "realiad_jsons" / "toy.json").write_text("[]")
