@@ -63,6 +63,41 @@ def test_a_long_tmpdir_is_no_obstacle_for_workers(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+ONE_FAILS_ONE_HANGS = """
+import multiprocessing, os, sys, time
+from multiprocessing import resource_tracker
+from datasets.loading import ImageLoader, SampleReader
+from utils.errors import UserError
+from utils.process.cli import run
+
+class Images(SampleReader):
+    def __getitem__(self, index):
+        while index and not os.path.exists("hangs"):
+            time.sleep(0.1)
+        open("hangs", "w").close()
+        time.sleep(0 if index else 1000)
+        raise UserError(f"image {index} is bad")
+
+def main():
+    list(ImageLoader(Images(["0", "1"], False, "stop"), batch_size=1, num_workers=2, in_order=False))
+
+if __name__ == "__main__":
+    multiprocessing.set_start_method(sys.argv[1])
+    resource_tracker.ensure_running()  # else it unblocks signals, and a worker that ignores the wrong parent is not noticed
+    run(main)
+"""
+
+
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_a_worker_that_hangs_while_another_fails_does_not_keep_the_run(tmp_path: Path, method: str):
+    script = tmp_path / "run.py"
+    script.write_text(ONE_FAILS_ONE_HANGS)
+    environment = {**tiny.environment(), "PYTHONPATH": str(tiny.ROOT)}
+    command = [sys.executable, script, method]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stderr) == (2, "error: image 1 is bad\n")
+
+
 def test_a_killed_worker_is_one_line_with_the_cure(tmp_path):
     path = tiny.make(tmp_path)
     options = ("dataset.workers=1", "trainer.max_epoch=500", "dataset.batch_size=1", "dataset.train.hflip=True")
