@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -144,6 +145,16 @@ def test_a_class_that_the_terminal_cannot_show_ends_no_tool(tmp_path: Path, enco
     done = subprocess.run(tool, env={**tiny.environment(), "PYTHONIOENCODING": encoding}, capture_output=True)
     assert done.returncode == 0
     assert b"\\u676f" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("target", "code", "said"),
+    [(">&-", 0, ""), (">/dev/full", 2, "error: the output cannot be written (No space left on device)\n")],
+)
+def test_a_closed_or_a_full_output_gives_no_traceback(tmp_path: Path, target: str, code: int, said: str):
+    tool = shlex.join([sys.executable, str(tiny.ROOT / "tools/caches.py"), str(tmp_path)])
+    done = subprocess.run(f"{tool} {target}", shell=True, env=tiny.environment(), stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (code, said)
 
 
 def test_a_closed_pipe_ends_no_training_and_no_tool_with_a_traceback(tmp_path: Path):
