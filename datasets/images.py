@@ -21,6 +21,8 @@ Picture: TypeAlias = str | Path | Image.Image | np.ndarray  # see to_rgb
 warnings.filterwarnings("ignore", module=r"PIL\.")  # about odd metadata
 # Loader workers are the parallelism; OpenCV's own threads would compete with them and can deadlock in a forked worker.
 cv2.setNumThreads(0)
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # our own errors say what is wrong with a file
+os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # quiet, too
 
 
 def read_rgb(path: str | Path, name: str | None = None) -> np.ndarray:

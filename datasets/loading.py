@@ -1,6 +1,7 @@
 """Loaders: batches, images that cannot be read, and workers that ignore signals to the process group."""
 
 import logging
+import multiprocessing
 import os
 import signal
 import tempfile
@@ -41,7 +42,7 @@ class ShieldedLoader(DataLoader):
 
 
 def obey_parent_only(worker: int) -> None:
-    """Runs in a new worker, where the signals are blocked: a thread receives them and checks the sender."""
+    """Runs in a new worker: the signals are blocked, and a thread receives them and checks the sender."""
 
     def receive(parent: int) -> None:
         while True:
@@ -50,7 +51,9 @@ def obey_parent_only(worker: int) -> None:
                 os._exit(0)
 
     if SIGNALS:
-        threading.Thread(target=receive, args=(os.getppid(),), daemon=True).start()
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # spawn and forkserver pass no mask on
+        main = multiprocessing.parent_process().pid  # not os.getppid(), which may be a fork server
+        threading.Thread(target=receive, args=(main,), daemon=True).start()
 
 
 class BadImage(NamedTuple):

@@ -1,8 +1,9 @@
-"""Score images with a trained network: files, folders, patterns, a video or a camera.
+"""Score images with a trained network: files, folders, patterns, a video, a camera or a stream.
 
 python tools/predict.py --checkpoint experiments/demo/checkpoints/ckpt.pth.tar photos/ --out predicted
 python tools/predict.py --checkpoint model.onnx "photos/**/*.png" film.avi --out predicted --threshold 3.2
 python tools/predict.py --checkpoint ckpt.pth.tar 0 --out camera --frames 100
+python tools/predict.py --checkpoint ckpt.pth.tar rtsp://10.0.0.7/stream1 --out camera
 
 DIR/scores.csv gets a line an image, DIR/regions.csv a line a region, DIR/pictures/ its heat map, DIR/masks/ its regions. A second
 run continues: it leaves out images that have a score. Decisions need a calibration (tools/calibrate.py), or --threshold.
@@ -25,7 +26,9 @@ from utils.process.cli import run
 
 def parse_arguments() -> argparse.Namespace:
     parser = tool_parser(__doc__)
-    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="an image, a folder, a pattern, a video, or a camera's number")
+    parser.add_argument(
+        "inputs", nargs="+", metavar="INPUT", help="image, folder, pattern, video, a camera's number, or rtsp://, http://"
+    )
     parser.add_argument("--checkpoint", required=True, metavar="F", help="checkpoint, or exported .onnx file")
     parser.add_argument("--config", metavar="C", help="for a checkpoint that holds no configuration: the experiment's YAML file")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")
@@ -42,7 +45,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--no_pictures", action="store_true", help="do not draw heat maps")
     parser.add_argument("--scale", type=float, nargs=2, metavar=("LOW", "HIGH"), help="of heat maps (as calibrated)")
     parser.add_argument("--coco", action="store_true", help="also write the regions as DIR/coco.json, for annotation tools")
-    parser.add_argument("--frames", type=positive_int, metavar="N", help="of a camera: stop after N (Ctrl-C)")
+    parser.add_argument("--frames", type=positive_int, metavar="N", help="of a camera or stream: stop after N (Ctrl-C)")
     parser.add_argument("--device", help='e.g. "cpu", "cuda:1" (a GPU if there is one)')
     return parser.parse_intermixed_args()
 

@@ -26,6 +26,7 @@ from datasets.prepare.write_lists import leave_out, only_classes, split_good, wr
 from utils.errors import UserError
 from utils.process.cli import run
 
+UNSPLIT = ("folder", "elpv")  # the kinds whose good images may not be split
 MAX_LINES = 100  # of files that cannot be used; more than that have one common cause
 
 
@@ -50,12 +51,13 @@ def parse_arguments() -> argparse.Namespace:
         if name == "folder":
             add("--good", metavar="NAME", help="the folder of good images (good, ok, normal, …); . for all images")
             add("--bad", metavar="NAME", help="the folder of defective images (every other folder beside it)")
+        if name in UNSPLIT:
             add("--test_share", type=float, default=0.2, metavar="X", help="share of the unsplit good images for test (0.2)")
             add("--seed", type=int, default=0, help="of that split (0)")
     args = parser.parse_args()
     if args.workers < 1:
         parser.error("--workers must be at least 1")
-    if args.kind == "folder" and not 0 <= args.test_share < 1:
+    if args.kind in UNSPLIT and not 0 <= args.test_share < 1:
         parser.error("--test_share must be at least 0 and below 1")
     return args
 
@@ -93,7 +95,7 @@ def scan_images(args: argparse.Namespace) -> tuple[Scan, dict[str, Checked], lis
         scan.tree.left_out[FURTHER_PAGES] = pages
     report_bad(problems(scan, checked), args.skip_bad)
     scan = leave_out(scan, checked)
-    if args.kind == "folder":
+    if args.kind in UNSPLIT:
         scan = split_good(scan, checked, args.test_share, args.seed)
     return scan, checked, folders
 

@@ -26,8 +26,8 @@ class Kind:
 
 
 def _is_folder(root: Path) -> bool:
-    has_layout_of_its_own = published.is_visa(root) or published.is_real_iad(root) or published.is_mvtec_loco(root)
-    return not has_layout_of_its_own and bool(walk_images(root).images)
+    others = (published.is_visa, published.is_real_iad, published.is_mvtec_loco, published.is_elpv)
+    return not any(has_layout(root) for has_layout in others) and bool(walk_images(root).images)
 
 
 KINDS = {
@@ -54,6 +54,12 @@ KINDS = {
         "VisA: Zou et al., SPot-the-Difference, ECCV 2022, and its authors' repository spot-diff",
         published.is_visa,
         published.read_visa,
+    ),
+    "elpv": Kind(
+        "labels.csv with lines such as 'images/cell0001.png  0.0  mono', and images; 0 is good, above 1/2 defective",
+        "ELPV: Deitsch et al., Automatic classification of defective photovoltaic module cells, Solar Energy 2019",
+        published.is_elpv,
+        published.read_elpv,
     ),
     "mvtec": Kind(
         "CLASS/train/good, CLASS/test/KIND, CLASS/ground_truth/KIND/NAME_mask.png",

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from datasets.lists import record, walk_images
-from datasets.prepare.names import FILLERS, MASKS, SPLITS, Names, is_called_masks, mask_stem, names_masks
+from datasets.prepare.names import FILLERS, MASKS, OPPOSITES, SPLITS, Names, is_called_masks, mask_stem, names_masks
 from datasets.prepare.scan import Scan
 from utils.errors import UserError
 
@@ -69,6 +69,12 @@ def _first_level(root: Path, images: list[str], names: Names) -> tuple[set[str],
     masks = {first for first in inner if names_masks(first) and (is_called_masks(first) or not has_layout[first])}
     if any(names.split(first) or (names.label(first) == 0 and not has_layout[first]) for first in inner.keys() - masks):
         return masks, True
+    plain = {first.casefold() for first in inner if not has_layout[first]}
+    for one, other in filter(plain.issuperset, OPPOSITES) if names.good is None else ():
+        raise UserError(
+            f"{root}: {one} and {other} may be good and defective images, or two classes: use --good NAME, or --good . "
+            "if all images are good"
+        )
     classes = [first for first in inner if first not in masks and has_layout[first]]
     direct = [name for name in images if "/" not in name]
     if direct and (classes or (inner.keys() - masks and names.good != ".")):
@@ -96,6 +102,7 @@ def _read_class(scan: Scan, folder: str, images: list[Image], names: Names) -> N
             f"{where}: '{folder}' sounds like defective images; if it is a class, name the folder of its good images with --good "
             "NAME (. for all); else move it beside a folder of good ones"
         )
+    _check_file_names(where, [image for image in images if image.label is None and not image.kind], names)
     splits, kinds = {image.split for image in images} - {None}, {(image.split, image.kind) for image in images if image.kind}
     beside = {split for split, _ in kinds} | ({None} if splits else set())  # where an image without a folder says nothing
     images = [
@@ -130,6 +137,16 @@ def _read_class(scan: Scan, folder: str, images: list[Image], names: Names) -> N
     if not has_good:
         found = ", ".join(sorted({image.kind or image.name for image in images})[:5])
         raise UserError(f"{where}: there is no folder of good images to train with ({found}); name it with --good NAME")
+
+
+def _check_file_names(where: Path, images: list[Image], names: Names) -> None:
+    """UserError where some files are called defective and no folder says so. Where all are, it is the product's name."""
+    bad = [image.name for image in images if names.label(PurePosixPath(image.name).stem) == 1]
+    if names.good is None and 0 < len(bad) < len(images):
+        raise UserError(
+            f"{where}: {bad[0]} is called defective and lies among others where no folder says so: move such images to a "
+            "folder bad, or use --good . if all images are good"
+        )
 
 
 def _question(where: Path, unknown: list[Image], images: list[Image]) -> str:

@@ -8,20 +8,25 @@ SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "tes
 SPLITS |= dict.fromkeys(("val", "valid", "validation"), "validation")
 FILLERS = {"set", "data", "dataset", "image", "images", "img", "imgs", "photo", "photos", "split", "rgb", "public"}
 MASKS = {f"{word}{s}" for word in ("mask", "gt", "groundtruth", "annotation", "segmentation", "label") for s in ("", "s")}
+MASKS |= {"seg", "maske", "masken"}
 MASK_FILE = re.compile(
     r"(?:(?:mask|gt|ground[ _-]?truth)s?[ ._-]+)?(.+?)"
     r"(?:[ ._-]+(?:mask|gt|ground[ _-]?truth|label|annotation|seg|segmentation)s?)?"
 )
 
 GOOD = "goods?|ok|okay|normals?|pass|passed|intact|perfect|healthy|flawless|faultless|undamaged|golden|accept|accepted|io"
-GOOD += "|nondefective|nonanomalous|defectfree"
+GOOD += "|nondefective|nonanomalous|defectfree|gut"
 # Usual names of defects. A folder of another name beside a folder of good images counts as defective too.
 BAD = (
     "(?:abnormal|anomal|bad|bend|bent|blister|broke|broken|bubble|burn|burr|chip|contaminat|contamination|corros|corrosion|crack"
 )
+BAD += "|fehler|fehlerhaft|schlecht"
 BAD += "|cut|damage|deform|def|defect|defekt|dent|dirt|discolor|fail|failure|fault|faulty|flaw|fractur|fracture|fray|gouge|hole"
 BAD += "|impurit|ko|misplac|misprint|missing|ng|nio|nogood|nok|notgood|outlier|pit|poke|reject|rust|scrap|scratch|scuff|smudge"
 BAD += "|spot|stain|tear|torn|warp|worn|wrinkle)(?:s|es|d|ed|ing|y|ies|ive|ives|ous)?"
+
+# Two folders called so may be good and defective images, or two classes.
+OPPOSITES = (("0", "1"), ("positive", "negative"), ("pos", "neg"), ("yes", "no"), ("true", "false"))
 
 
 def words(name: str) -> list[str]:

@@ -3,6 +3,9 @@
 import csv
 import json
 import os
+import re
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from datasets.lists import image_names, join, lists_from_tree, record, records_of_class, subfolders
@@ -11,6 +14,7 @@ from utils.errors import UserError
 
 VISA_SPLITS = "split_csv/1cls.csv"
 VISA_COLUMNS = ("object", "split", "label", "image", "mask")
+ELPV_TABLE = "labels.csv"
 REAL_IAD_LISTS = ("realiad_jsons", "realiad_jsons/realiad_jsons")  # the archive holds the folder in a folder of the same name
 REAL_IAD_IMAGES = ("realiad_256", "realiad_512", "realiad_1024")  # the smallest comes first: the network's input is smaller still
 
@@ -110,3 +114,30 @@ def read_real_iad(root: Path) -> Scan:
 def _real_iad_lists(root: Path) -> list[Path]:
     candidates = [sorted((root / folder).glob("*.json")) for folder in REAL_IAD_LISTS]
     return next((paths for paths in candidates if paths), [])
+
+
+# --- ELPV: a table with the probability of a defect, as an expert saw it, and the kind of solar cell ---
+def is_elpv(root: Path) -> bool:
+    return any(match for _, match in _elpv_lines(root))
+
+
+def read_elpv(root: Path) -> Scan:
+    """Each kind of cell is a class. Probability 0 is good, above 1/2 defective; what lies between is left out."""
+    scan = Scan(root)
+    for number, match in _elpv_lines(root):
+        if not match or float(match[2]) > 1:
+            raise UserError(f"{root / ELPV_TABLE}:{number}: expected an image, a probability from 0 to 1 and a kind of cell")
+        name, probability, clsname = match[1], float(match[2]), match[3]
+        if 0 < probability <= 0.5:
+            scan.left_out[name] = f"defective with probability {match[2]}"
+        else:
+            (scan.test if probability else scan.unsplit).append(record(name, int(probability > 0), clsname))
+    return scan
+
+
+def _elpv_lines(root: Path) -> Iterator[tuple[int, re.Match[str] | None]]:
+    """The lines of the table, with their numbers; None for one of another form."""
+    with suppress(OSError), open(root / ELPV_TABLE, encoding="utf-8-sig", errors="surrogateescape") as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                yield number, re.fullmatch(r"(images/\S+)\s+([01]\.\d+)\s+(\w+)", line.strip())

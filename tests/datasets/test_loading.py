@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -63,6 +64,41 @@ def test_a_long_tmpdir_is_no_obstacle_for_workers(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+ONE_FAILS_ONE_HANGS = """
+import multiprocessing, os, sys, time
+from multiprocessing import resource_tracker
+from datasets.loading import ImageLoader, SampleReader
+from utils.errors import UserError
+from utils.process.cli import run
+
+class Images(SampleReader):
+    def __getitem__(self, index):
+        while index and not os.path.exists("hangs"):
+            time.sleep(0.1)
+        open("hangs", "w").close()
+        time.sleep(0 if index else 1000)
+        raise UserError(f"image {index} is bad")
+
+def main():
+    list(ImageLoader(Images(["0", "1"], False, "stop"), batch_size=1, num_workers=2, in_order=False))
+
+if __name__ == "__main__":
+    multiprocessing.set_start_method(sys.argv[1])
+    resource_tracker.ensure_running()  # else it unblocks signals, and a worker that ignores the wrong parent is not noticed
+    run(main)
+"""
+
+
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_a_worker_that_hangs_while_another_fails_does_not_keep_the_run(tmp_path: Path, method: str):
+    script = tmp_path / "run.py"
+    script.write_text(ONE_FAILS_ONE_HANGS)
+    environment = {**tiny.environment(), "PYTHONPATH": str(tiny.ROOT)}
+    command = [sys.executable, script, method]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stderr) == (2, "error: image 1 is bad\n")
+
+
 def test_a_killed_worker_is_one_line_with_the_cure(tmp_path):
     path = tiny.make(tmp_path)
     options = ("dataset.workers=1", "trainer.max_epoch=500", "dataset.batch_size=1", "dataset.train.hflip=True")
@@ -109,6 +145,16 @@ def test_a_class_that_the_terminal_cannot_show_ends_no_tool(tmp_path: Path, enco
     done = subprocess.run(tool, env={**tiny.environment(), "PYTHONIOENCODING": encoding}, capture_output=True)
     assert done.returncode == 0
     assert b"\\u676f" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("target", "code", "said"),
+    [(">&-", 0, ""), (">/dev/full", 2, "error: the output cannot be written (No space left on device)\n")],
+)
+def test_a_closed_or_a_full_output_gives_no_traceback(tmp_path: Path, target: str, code: int, said: str):
+    tool = shlex.join([sys.executable, str(tiny.ROOT / "tools/caches.py"), str(tmp_path)])
+    done = subprocess.run(f"{tool} {target}", shell=True, env=tiny.environment(), stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (code, said)
 
 
 def test_a_closed_pipe_ends_no_training_and_no_tool_with_a_traceback(tmp_path: Path):

@@ -170,6 +170,24 @@ def test_real_iad(tmp_path, prepare, folder):
     assert rows[1][:5] == ["audiojack", *"1111"]
 
 
+def test_elpv_takes_0_as_good_above_a_half_as_defective_and_leaves_out_what_is_between(tmp_path, prepare):
+    root, cells = tmp_path / "root", [(kind, p) for kind in ("mono", "poly") for p in ("0.0", "0.0", "0.3333333333333333", "1.0")]
+    names = [f"images/cell{number:04d}.png" for number in range(len(cells))]
+    paint(root, *names)
+    lines = [f"{name}  {p}  {kind}\n" for name, (kind, p) in zip(names, cells, strict=True)]
+    (root / "labels.csv").write_text("".join(lines))
+    lists, rows = prepare("elpv", "--test_share", "0")
+    good = [(names[number], 0, None, kind) for number, kind in ((0, "mono"), (1, "mono"), (4, "poly"), (5, "poly"))]
+    assert [row[:4] for row in lists["train"]] == good
+    assert lists["test"] == [(names[3], 1, None, "mono"), (names[7], 1, None, "poly")]
+    assert "images/ 2 images: left out (defective with probability 0.3333333333333333)" in map(" ".join, rows)
+    with pytest.raises(UserError, match="it looks like the kind 'elpv'"):
+        read_layout("folder", root)
+    (root / "labels.csv").write_text("".join(lines) + "images/cell0009.png  2  mono\n")
+    with pytest.raises(UserError, match=r"labels\.csv:9: expected an image, a probability from 0 to 1 and a kind of cell"):
+        prepare("elpv")
+
+
 def test_real_iad_without_images_or_with_another_file_says_so(tmp_path):
     (tmp_path / "realiad_jsons").mkdir()
     (tmp_path / "realiad_jsons" / "toy.json").write_text("[]")
@@ -310,6 +328,8 @@ def labels(scan) -> dict[str, int]:
         (["good/0", "bad/images/1", "bad/masks/1"], ["bad/images/1"], ["bad/masks/1"]),
         (["images/good/0", "images/bad/1", "masks/bad/1"], ["images/bad/1"], ["masks/bad/1"]),
         (["a/good/0", "a/bad/0", "b/good/0", "b/bad/1", "masks/b/bad/1"], ["a/bad/0", "b/bad/1"], ["masks/b/bad/1"]),
+        (["gut/0", "schlecht/1", "maske/schlecht/1"], ["schlecht/1"], ["maske/schlecht/1"]),
+        (["chip_1", "chip_2"], [], []),
         (["good/0", "bad/1", "bad/1_mask", "good/0-label"], ["bad/1"], ["bad/1_mask"]),
         (["good/0", "Defekte Teile/1", "unknown/2"], ["unknown/2", "Defekte Teile/1"], []),
         (
@@ -348,6 +368,8 @@ def test_usual_names_say_which_images_are_good_which_defective_and_which_masks(t
         (["good/scratch/0", "good/1"], "good/scratch/0.png: its folders say both good and defective"),
         (["masks/0", "masks/1"], "holds masks only"),
         (["Class1/Train/0001", "Class1/Train/0002", "Class1/Train/Label/0002_label"], "0002.png lies where all .* has the mask"),
+        (["0/0", "1/0"], "0 and 1 may be good and defective images, or two classes: use --good NAME, or --good \\."),
+        (["x/good_1", "x/bad_2"], "bad_2.png is called defective and lies among others.*--good \\."),
         (["0", "1", "1_mask"], "1.png lies where all images count as good, and has the mask 1_mask.png"),
         (["bagel/train/good/rgb/0", "bagel/train/good/xyz/0"], "MVTec 3D-AD's .* not supported; move xyz/ away"),
     ],
@@ -391,7 +413,7 @@ WORDS = {
 
 
 @pytest.mark.parametrize("seed", range(200))
-def test_no_random_tree_gives_a_defect_the_label_0_or_takes_a_mask_for_an_image(tmp_path, seed):
+def test_no_random_tree_gives_a_defect_the_label_0_or_takes_a_mask_for_an_image(tmp_path, prepare, seed):
     rng = np.random.default_rng(seed)
     meanings, root = {}, tmp_path / "root"
     for index in range(rng.integers(1, 9)):
@@ -407,10 +429,10 @@ def test_no_random_tree_gives_a_defect_the_label_0_or_takes_a_mask_for_an_image(
     if rng.random() < 0.3:
         (root / "linked").symlink_to(rng.choice([path for path in root.rglob("*") if path.is_dir()] or [root]))
     try:
-        found = labels(read_layout("folder", root))
+        lists, _ = prepare("folder")
     except UserError:
         return  # two readings
-    for name, label in found.items():
+    for name, label, *_ in [*lists["train"], *lists.get("test", ())]:
         meaning = meanings[(root / name).resolve().relative_to(root.resolve())]
         assert 2 not in meaning, name
         assert label == 1 or 1 not in meaning, name

@@ -1,7 +1,9 @@
-"""Where images come from: files, folders, patterns, frames of a video or of a camera."""
+"""Where images come from: files, folders, patterns, frames of a video, of a camera or of a stream."""
 
 import glob
 import os
+import re
+import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +19,9 @@ from datasets.lists import FURTHER_PAGES, IMAGE_EXTENSIONS, Tree, walk_images
 from utils.errors import UserError
 
 VIDEO_EXTENSIONS = {".avi", ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv"}
+STREAMS = ("rtsp://", "rtsps://", "http://", "https://")
+PAUSES = (1, 2, 4, 8)  # seconds before each attempt to connect a lost stream again
+PATIENCE = 10_000  # milliseconds for a stream to answer
 KNOWN = IMAGE_EXTENSIONS | VIDEO_EXTENSIONS
 
 
@@ -30,23 +35,25 @@ class Item:
 
 @dataclass
 class Inputs:
-    """What the user asked for: images and videos, or one camera."""
+    """What the user asked for: images and videos, or one camera or stream."""
 
     paths: list[Path] = field(default_factory=list)  # absolute, in order, without duplicates
     folder: Path | None = None  # holds all paths; None for a camera
-    camera: int | None = None
+    camera: int | str | None = None  # its number, or a stream's address
+    connections: int = 0  # of a live stream, that gave frames
     missing: list[tuple[str, str]] = field(default_factory=list)  # inputs without an image, and why
     left_out: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))  # names by the reason
 
-    def named(self, folder: Path | None) -> dict[str, Path | int]:
+    def named(self, folder: Path | None) -> dict[str, Path | int | str]:
         """The paths by their names relative to `folder`, or the camera by its name."""
         if self.camera is not None:
-            return {f"camera{self.camera}": self.camera}
+            return {camera_name(self.camera): self.camera}
         return {path.relative_to(folder).as_posix(): path for path in self.paths}
 
 
 def find_inputs(given: Sequence[str], out: str | Path) -> Inputs:
-    """Find the images of files, folders (with subfolders), patterns such as "a/**/*.png", or the number of a camera.
+    """Find the images of files, folders (with subfolders), patterns such as "a/**/*.png", the number of a camera, or a
+    stream's address.
 
     The content of `out` is left out. Links to images keep their names. UserError for a camera together with something else.
     """
@@ -54,6 +61,9 @@ def find_inputs(given: Sequence[str], out: str | Path) -> Inputs:
     own = (out / "pictures", out / "masks", out / "maps")
     for text in given:
         path = Path(os.path.abspath(os.path.expanduser(text)))
+        if text.startswith(STREAMS):
+            found.camera = text
+            continue
         if path.is_dir():
             root, reason = path, "there is no image or video in it"
             tree = walk_images(root, KNOWN, (out, *own))
@@ -75,7 +85,7 @@ def find_inputs(given: Sequence[str], out: str | Path) -> Inputs:
             found.missing.append((text, "; ".join([reason, *tree.describe_left_out()])))
     found.paths = list(dict.fromkeys(found.paths))
     if found.camera is not None and len(given) > 1:
-        raise UserError("a camera is predicted by itself: leave out the other inputs")
+        raise UserError("a camera or a stream is predicted by itself: leave out the other inputs")
     if roots:
         try:
             found.folder = Path(os.path.commonpath(roots))
@@ -110,11 +120,11 @@ def items(inputs: Inputs, folder: Path | None, done: Collection[str], frames: in
     frames: how many a camera gives, None: all.
     """
     for name, source in inputs.named(folder).items():
-        if isinstance(source, int):
+        if not isinstance(source, Path):
             numbers = [int(file.removeprefix(f"{name}#")) for file in done if file.startswith(f"{name}#")]
-            yield from islice(frame_items(source, name, max(numbers, default=-1) + 1, done), frames)
+            yield from islice(frame_items(source, name, max(numbers, default=-1) + 1, done, inputs), frames)
         elif source.suffix.lower() in VIDEO_EXTENSIONS:
-            yield from frame_items(str(source), name, 0, done)
+            yield from frame_items(source, name, 0, done, inputs)
         elif name not in done:
             yield Item(name, partial(read_first, source, name, inputs.left_out))
 
@@ -127,29 +137,55 @@ def read_first(path: Path, name: str, left_out: dict[str, list[str]]) -> np.ndar
     return rgb
 
 
-def frame_items(source: str | int, name: str, first: int, done: Collection[str]) -> Iterator[Item]:
+def frame_items(source: Path | int | str, name: str, first: int, done: Collection[str], inputs: Inputs) -> Iterator[Item]:
     """The frames from `first` that are not in `done`. The last item fails if there was none, or if a camera stopped."""
-    is_camera, number = isinstance(source, int), first
+    is_video, number = isinstance(source, Path), first
     try:
-        capture = cv2.VideoCapture(source)
-        while capture.grab():
+        for capture in grabbed(source, inputs):
             if (file := f"{name}#{number}") not in done:
                 success, frame = capture.retrieve()  # h x w x 3 uint8 BGR
                 read = partial(cv2.cvtColor, frame, cv2.COLOR_BGR2RGB) if success else partial(fail, f"{file} is damaged")
                 yield Item(file, read)
             number += 1
-        capture.release()
     except (cv2.error, UnicodeError):  # OpenCV cannot open a file of this name or content
         number = first
-    if number > first and not is_camera:
+    if number > first and is_video:
         return
+    what = "stream" if isinstance(source, str) else f"camera {source}"
     if number > first:
-        problem = f"camera {source} gives no more images"
-    elif is_camera:
-        problem = f"camera {source} cannot be opened: check its connection and its number"
-    else:
+        problem = f"{what} gives no more images"
+    elif is_video:
         problem = f"{source}: is not a video that OpenCV can read"
+    else:
+        problem = f"{what} cannot be opened: check its connection and its {'address' if what == 'stream' else 'number'}"
     yield Item(name, partial(fail, problem))
+
+
+def grabbed(source: Path | int | str, inputs: Inputs) -> Iterator[cv2.VideoCapture]:
+    """The source, each time it has a new frame. A live stream that stops is connected again, and its connections are counted."""
+    if not isinstance(source, str):
+        options = (source if isinstance(source, int) else str(source),)
+    else:
+        options = (source, cv2.CAP_FFMPEG, [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, PATIENCE, cv2.CAP_PROP_READ_TIMEOUT_MSEC, PATIENCE])
+    pauses = [0]
+    while pauses:
+        time.sleep(pauses.pop(0))
+        capture, answered = cv2.VideoCapture(*options), False
+        is_live = isinstance(source, str) and capture.get(cv2.CAP_PROP_FRAME_COUNT) <= 0  # no file on a server
+        while capture.grab():
+            inputs.connections += is_live and not answered
+            answered = True
+            yield capture
+        capture.release()
+        if answered:
+            pauses = list(PAUSES) if is_live else []
+
+
+def camera_name(camera: int | str) -> str:
+    """Of a stream without user, password and query, as a file may be called."""
+    if isinstance(camera, int):
+        return f"camera{camera}"
+    return re.sub(r"[^\w.-]+", "_", re.sub(r"^\w+://(?:[^/@]*@)?", "", camera).partition("?")[0]).strip("_.")
 
 
 def fail(message: str) -> np.ndarray:

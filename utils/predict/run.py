@@ -6,7 +6,6 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import cv2
 from tqdm import tqdm
 
 from datasets.lists import Tree
@@ -58,7 +57,6 @@ def predict_into(out: str | Path, checkpoint: str | Path, predictor: Predictor, 
         raise UserError("; ".join(map(error_line, errors)))
     output = Output(out, settings)
     before = len(output.done)
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # errors.csv says what is wrong with a file
     try:
         predict_missing(predictor, output, inputs, options, errors)
     finally:
@@ -73,6 +71,8 @@ def predict_into(out: str | Path, checkpoint: str | Path, predictor: Predictor, 
     if options.coco:
         lines.append(f"{write_coco(output)}: the regions as annotations in COCO's format")
     lines += Tree(left_out=inputs.left_out).describe_left_out()
+    if inputs.connections > 1:
+        lines.append(f"the stream was lost and connected again: {inputs.connections - 1} times")
     if errors:
         lines.append(f"{path}: {len(errors)} without a score")
         lines += [f"  {error_line(error)}" for error in errors[:LISTED]]
@@ -81,7 +81,7 @@ def predict_into(out: str | Path, checkpoint: str | Path, predictor: Predictor, 
 
 
 def predict_missing(predictor: Predictor, output: Output, inputs: Inputs, options: Options, errors: list[Result]) -> None:
-    """Add the images without a score to `output`, or to `errors`. Ctrl-C ends a camera."""
+    """Add the images without a score to `output`, or to `errors`. Ctrl-C ends a camera or a stream."""
     is_camera = inputs.camera is not None
     batch_size, ahead = (1, 0) if is_camera else (options.batch_size, None)  # score each camera frame at once
     todo = items(inputs, output.folder, output.done, options.frames)

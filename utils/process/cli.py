@@ -1,5 +1,6 @@
 """How tools end, with which exit codes."""
 
+import errno
 import io
 import multiprocessing
 import os
@@ -19,12 +20,13 @@ SECONDS_FOR_OTHERS = 2  # to meet the same error
 def run(main: Callable[[], None]) -> None:
     """Call a tool's `main`. An expected end is one line on stderr and an exit code:
 
-    UserError and loss of a loader worker 2; loss of another process 1; training stopped by a signal or a first Ctrl-C
-    EXIT_INTERRUPTED; Ctrl-C 130; output into a closed pipe EXIT_CLOSED_PIPE.
+    UserError, loss of a loader worker and output to a full disk 2; loss of another process 1; training stopped by a signal or a
+    first Ctrl-C EXIT_INTERRUPTED; Ctrl-C 130; output into a closed pipe EXIT_CLOSED_PIPE.
     """
     rank = os.environ.get("RANK") or os.environ.get("SLURM_PROCID", "0")
     prefix = "error: " if rank == "0" else f"error on rank {rank}: "
     keep_freed_memory()
+    sys.stdout, sys.stderr = sys.stdout or io.StringIO(), sys.stderr or io.StringIO()  # None: closed by the caller
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show ends no run
@@ -60,9 +62,14 @@ def run(main: Callable[[], None]) -> None:
         # With 1, the smallest code, so that srun, which takes the largest, ends with the lost rank's own code. At once, because
         # a thread of gloo that still waits for the lost rank can abort an interpreter that shuts down slowly.
         os._exit(1)
-    except BrokenPipeError:
+    except OSError as error:
+        is_full = error.errno == errno.ENOSPC and not error.filename  # a file of ours would be named
+        if not is_full and not isinstance(error, BrokenPipeError):
+            raise
+        if is_full:
+            print(f"{prefix}the output cannot be written ({error.strerror})", file=sys.stderr)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left to write has no reader
-        sys.exit(EXIT_CLOSED_PIPE)
+        sys.exit(2 if is_full else EXIT_CLOSED_PIPE)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.stdout.flush()

@@ -127,6 +127,9 @@ class Builder:
         if builds:
             self.build(folder, key)
         self.check_shared(is_whole(folder, key), parent)
+        if self.process.is_main:
+            with suppress(OSError):  # a disk that may only be read
+                os.utime(folder / KEY)  # its last use, for tools/caches.py
         source = f"built in {time.monotonic() - started:.0f} s:" if builds else "read from"
         megabytes = len(self.data) * sum(row_sizes(key).values()) / 1e6
         log.info("%s: %d %s images, %.1f MB, %s %s", self.name, len(self.data), SPLITS[self.split], megabytes, source, folder)
@@ -261,12 +264,10 @@ def stopped(number: int) -> Interrupted:
 
 def allocate(folder: Path, key: dict[str, Any]) -> Path:
     """A temporary folder with the files at full size. Removes a damaged cache, and what killed runs left."""
-    parent, host = folder.parent, socket.gethostname()
-    parent.mkdir(parents=True, exist_ok=True)
-    for leftover in parent.glob(f".*-{'[0-9a-f]' * 16}.{host}.*.tmp"):
-        if not is_another_process(int(leftover.suffixes[-2][1:])):
-            shutil.rmtree(leftover, ignore_errors=True)
-    temporary = parent / f".{folder.name}.{host}.{os.getpid()}.tmp"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    for leftover in leftovers(folder.parent):
+        shutil.rmtree(leftover, ignore_errors=True)
+    temporary = folder.with_name(f".{folder.name}.{socket.gethostname()}.{os.getpid()}.tmp")
     if folder.exists():
         log.info("feature cache: %s is damaged, it is built again", folder)
         shutil.rmtree(folder, ignore_errors=True)
@@ -279,6 +280,12 @@ def allocate(folder: Path, key: dict[str, Any]) -> Path:
         shutil.rmtree(temporary)
         raise
     return temporary
+
+
+def leftovers(parent: Path) -> list[Path]:
+    """What killed runs of this machine left in a folder of caches."""
+    found = parent.glob(f".*-{'[0-9a-f]' * 16}.{socket.gethostname()}.*.tmp")
+    return [path for path in found if not is_another_process(int(path.suffixes[-2][1:]))]
 
 
 def publish(temporary: Path, folder: Path, key: dict[str, Any]) -> None:

@@ -42,7 +42,8 @@ def trainer_state(trainer: "Trainer") -> dict[str, Any] | None:
 
 
 def resume(trainer: "Trainer", path: Path) -> None:
-    """Go on from a checkpoint: ours restores everything, a published one weights, epoch and best metric.
+    """Go on from a checkpoint: the last restores everything, the best and an epoch's all but the optimiser's state, a published
+    one weights, epoch and best metric.
 
     Raises UserError where the checkpoint cannot go on under the trainer's configuration.
     """
@@ -60,6 +61,8 @@ def resume(trainer: "Trainer", path: Path) -> None:
         trainer.optimizer.load_state_dict(content["optimizer"])
     except ValueError as error:
         raise UserError(f"{path}: its optimiser does not suit this configuration ({error})") from None
+    if not content["optimizer"]["state"]:
+        log.warning("%s holds no state of the optimiser, as only the last checkpoint does: it starts new", path)
     trainer.scheduler.load_state_dict(content["scheduler"])
     warn_of_changes(trainer, content["config"], path)
     restore_position(trainer, content, path)

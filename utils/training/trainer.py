@@ -201,8 +201,10 @@ class Trainer:
             return
         if self.writer:
             self.writer.flush()  # a resumed run counts on the points up to here
-        for name in names:
-            save_checkpoint(folder / name, content, folder / PREVIOUS if name == LAST else None)
+        smaller = content | {"optimizer": content["optimizer"] | {"state": {}}}  # by twice the trained weights
+        for name in names:  # an exact resume needs the last one, or the one before it
+            is_last = name == LAST
+            save_checkpoint(folder / name, content if is_last else smaller, folder / PREVIOUS if is_last else None)
 
     def log_step(self, loss: float, seconds: float, loader: ImageLoader) -> None:
         """A log line every print_freq_step, TensorBoard scalars every tb_freq_step steps, means over processes.

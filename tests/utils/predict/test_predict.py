@@ -7,7 +7,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import cv2
@@ -22,6 +24,7 @@ from tools import predict
 from utils.errors import UserError
 from utils.evaluation.calibration import Calibration, Threshold, file_hash, save_calibration
 from utils.evaluation.regions import find_regions
+from utils.predict import inputs
 from utils.predict.inputs import find_inputs
 
 PREDICT = tiny.ROOT / "tools" / "predict.py"
@@ -365,6 +368,8 @@ def test_a_video_has_a_line_a_frame(run, image: Path, tmp_path: Path) -> None:
     (tmp_path / "out/scores.csv").write_text("".join(lines[:4]))
     run(path)
     assert files(tmp_path / "out") == [f"film.avi#{number}" for number in range(7)]
+    shutil.copy(path, tmp_path / "again.avi")
+    assert "connected again" not in run(path, tmp_path / "again.avi", out=tmp_path / "both")
 
 
 def test_a_video_that_is_none_is_listed(run, image: Path, tmp_path: Path) -> None:
@@ -401,8 +406,69 @@ def test_a_camera_has_a_line_a_frame_and_continues_its_numbers(run, monkeypatch,
     assert files(tmp_path / "out") == [f"camera3#{number}" for number in range(7)]
 
 
+@pytest.fixture
+def serve(monkeypatch):
+    """serve(bodies, content_type) answers each GET on 127.0.0.1 with the next body, then with 404; returns host and port."""
+    servers = []
+
+    def start(bodies: list[bytes], content_type: str) -> str:
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                self.send_response(200 if bodies else 404)
+                self.send_header("Content-Type", content_type)
+                self.end_headers()
+                self.wfile.write(bodies.pop(0) if bodies else b"")
+
+            def log_message(self, *args: object) -> None:
+                pass
+
+        servers.append(ThreadingHTTPServer(("127.0.0.1", 0), Handler))
+        threading.Thread(target=servers[-1].serve_forever, daemon=True).start()
+        return f"127.0.0.1:{servers[-1].server_port}"
+
+    monkeypatch.setenv("no_proxy", "*")
+    monkeypatch.setattr(inputs, "PAUSES", (0, 0))
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def motion_jpeg(frames: int) -> bytes:
+    """What a network camera sends before its connection is lost."""
+    jpegs = [cv2.imencode(".jpg", np.full((48, 64, 3), 40 * number, np.uint8))[1].tobytes() for number in range(frames)]
+    head = b"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: %d\r\n\r\n"
+    return b"".join(head % len(jpeg) + jpeg + b"\r\n" for jpeg in jpegs) + b"--frame--\r\n"
+
+
+def test_a_lost_stream_is_connected_again_and_counted(run, serve, tmp_path: Path) -> None:
+    host = serve([motion_jpeg(3), motion_jpeg(4)], "multipart/x-mixed-replace; boundary=frame")
+    output = run(f"http://user:secret@{host}/live.mjpg?key=secret")
+    name = f"{host.replace(':', '_')}_live.mjpg"
+    assert files(tmp_path / "out") == [f"{name}#{number}" for number in range(7)]
+    assert "the stream was lost and connected again: 1 times" in output
+    assert "stream gives no more images" in output
+    assert "secret" not in output + "".join(path.read_text() for path in (tmp_path / "out").iterdir() if path.is_file())
+
+
+def test_a_served_video_ends_at_its_end(run, serve, tmp_path: Path) -> None:
+    writer = cv2.VideoWriter(str(tmp_path / "film.avi"), cv2.VideoWriter_fourcc(*"MJPG"), 10, (64, 48))
+    for number in range(4):
+        writer.write(np.full((48, 64, 3), 30 * number, np.uint8))
+    writer.release()
+    host = serve([(tmp_path / "film.avi").read_bytes()] * 3, "video/x-msvideo")
+    assert "connected again" not in run(f"http://{host}/film.avi")
+    assert len(files(tmp_path / "out")) == 4
+
+
+@pytest.mark.parametrize("address", ["http://127.0.0.1:9/a.mp4", "rtsp://127.0.0.1:9/stream"])
+def test_a_stream_that_does_not_answer_is_one_line(run, address: str) -> None:
+    with pytest.raises(UserError, match="stream cannot be opened: check its connection and its address"):
+        run(address)
+
+
 def test_a_camera_stands_by_itself(run, image: Path) -> None:
-    with pytest.raises(UserError, match="camera is predicted by itself"):
+    with pytest.raises(UserError, match="a camera or a stream is predicted by itself"):
         run("0", image)
 
 

@@ -316,7 +316,7 @@ def test_a_run_killed_between_two_renames_goes_on(stopped: Path, whole: dict, lo
     assert_same(result(stopped), whole)
 
 
-def test_two_damaged_checkpoints_are_an_error_that_names_both(stopped: Path) -> None:
+def test_two_damaged_checkpoints_are_an_error_that_names_both(stopped: Path, log_text) -> None:
     folder = stopped.parent / "checkpoints"
     for name in (LAST, PREVIOUS):
         flip(folder / name)
@@ -326,6 +326,13 @@ def test_two_damaged_checkpoints_are_an_error_that_names_both(stopped: Path) -> 
     assert "\n" not in str(caught.value)
     assert {file: file.read_bytes() for file in folder.iterdir()} == before
     tiny.train(stopped, *RUN, "saver.auto_resume=False", f"saver.resume_model={folder}/{BEST}", "trainer.max_epoch=3")
+    assert f"{BEST} holds no state of the optimiser, as only the last checkpoint does: it starts new" in log_text()
+
+
+def test_only_the_last_two_checkpoints_hold_the_state_of_the_optimiser(stopped: Path) -> None:
+    folder = stopped.parent / "checkpoints"
+    held = {file.name: bool(load_checkpoint(file)["optimizer"]["state"]) for file in folder.iterdir()}
+    assert held == {LAST: True, PREVIOUS: True, BEST: False}
 
 
 def test_a_checkpoint_that_was_named_has_no_substitute(stopped: Path) -> None:
