@@ -4,6 +4,7 @@ python tools/predict.py --checkpoint experiments/demo/checkpoints/ckpt.pth.tar p
 python tools/predict.py --checkpoint model.onnx "photos/**/*.png" film.avi --out predicted --threshold 3.2
 python tools/predict.py --checkpoint ckpt.pth.tar 0 --out camera --frames 100
 python tools/predict.py --checkpoint ckpt.pth.tar rtsp://10.0.0.7/stream1 --out camera
+python tools/predict.py --checkpoint ckpt.pth.tar incoming/ --watch --out decided
 
 DIR/scores.csv gets a line an image, DIR/regions.csv a line a region, DIR/pictures/ its heat map, DIR/masks/ its regions. A second
 run continues: it leaves out images that have a score. Decisions need a calibration (tools/calibrate.py), or --threshold.
@@ -45,7 +46,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--no_pictures", action="store_true", help="do not draw heat maps")
     parser.add_argument("--scale", type=float, nargs=2, metavar=("LOW", "HIGH"), help="of heat maps (as calibrated)")
     parser.add_argument("--coco", action="store_true", help="also write the regions as DIR/coco.json, for annotation tools")
-    parser.add_argument("--frames", type=positive_int, metavar="N", help="of a camera or stream: stop after N (Ctrl-C)")
+    parser.add_argument("--watch", action="store_true", help="predict the images of a folder as they come, until Ctrl-C")
+    parser.add_argument("--frames", type=positive_int, metavar="N", help="of a camera, stream or watched folder: stop after N")
     parser.add_argument("--device", help='e.g. "cpu", "cuda:1" (a GPU if there is one)')
     return parser.parse_intermixed_args()
 
@@ -78,6 +80,7 @@ def main() -> None:
         pictures=not args.no_pictures,
         maps=args.save_maps,
         coco=args.coco,
+        watch=args.watch,
         frames=args.frames,
         memory_class=args.memory_class,
     )

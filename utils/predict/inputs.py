@@ -6,6 +6,7 @@ import re
 import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -21,6 +22,7 @@ from utils.errors import UserError
 VIDEO_EXTENSIONS = {".avi", ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv"}
 STREAMS = ("rtsp://", "rtsps://", "http://", "https://")
 PAUSES = (1, 2, 4, 8)  # seconds before each attempt to connect a lost stream again
+LOOK = 1  # seconds between two looks at a watched folder
 PATIENCE = 10_000  # milliseconds for a stream to answer
 KNOWN = IMAGE_EXTENSIONS | VIDEO_EXTENSIONS
 
@@ -40,15 +42,29 @@ class Inputs:
     paths: list[Path] = field(default_factory=list)  # absolute, in order, without duplicates
     folder: Path | None = None  # holds all paths; None for a camera
     camera: int | str | None = None  # its number, or a stream's address
+    watched: Path | None = None  # absolute: a folder whose images are taken as they come
     connections: int = 0  # of a live stream, that gave frames
     missing: list[tuple[str, str]] = field(default_factory=list)  # inputs without an image, and why
     left_out: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))  # names by the reason
+
+    @property
+    def is_live(self) -> bool:
+        """Whether images come one by one, without an end."""
+        return self.camera is not None or self.watched is not None
 
     def named(self, folder: Path | None) -> dict[str, Path | int | str]:
         """The paths by their names relative to `folder`, or the camera by its name."""
         if self.camera is not None:
             return {camera_name(self.camera): self.camera}
         return {path.relative_to(folder).as_posix(): path for path in self.paths}
+
+
+def watch_folder(given: Sequence[str]) -> Inputs:
+    """The inputs of one folder that is watched. Raises UserError for anything else."""
+    if len(given) != 1 or not Path(given[0]).expanduser().is_dir():
+        raise UserError(f"--watch takes one folder that is there, not {' '.join(given)}")
+    folder = Path(os.path.abspath(os.path.expanduser(given[0])))
+    return Inputs(folder=folder, watched=folder)
 
 
 def find_inputs(given: Sequence[str], out: str | Path) -> Inputs:
@@ -127,6 +143,24 @@ def items(inputs: Inputs, folder: Path | None, done: Collection[str], frames: in
             yield from frame_items(source, name, 0, done, inputs)
         elif name not in done:
             yield Item(name, partial(read_first, source, name, inputs.left_out))
+
+
+def watched_items(inputs: Inputs, out: Path, done: Collection[str]) -> Iterator[Item]:
+    """The images that are not in `done`, as they come; one is taken once it stayed the same between two looks, else it may be
+    half written. It may be moved away after that.
+    """
+    taken, seen = set(done), {}
+    out = Path(os.path.abspath(out))
+    while True:
+        for name in walk_images(inputs.watched, IMAGE_EXTENSIONS, (out,)).images:
+            path = inputs.watched / name
+            with suppress(OSError):  # moved away between the two lines
+                status = path.stat()
+                before, seen[name] = seen.get(name), (status.st_size, status.st_mtime_ns)
+                if name not in taken and before == seen[name]:
+                    taken.add(name)
+                    yield Item(name, partial(read_first, path, name, inputs.left_out))
+        time.sleep(LOOK)
 
 
 def read_first(path: Path, name: str, left_out: dict[str, list[str]]) -> np.ndarray:

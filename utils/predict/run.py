@@ -1,9 +1,11 @@
 """Many images through a predictor into a folder."""
 
+import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 from tqdm import tqdm
@@ -12,11 +14,14 @@ from datasets.lists import Tree
 from utils.errors import UserError
 from utils.evaluation.calibration import file_hash
 from utils.evaluation.decisions import Decision, Rule
+from utils.evaluation.drift import Drift
 from utils.predict.batches import Result, predict_batches
 from utils.predict.coco import write_coco
-from utils.predict.inputs import VIDEO_EXTENSIONS, Inputs, find_inputs, items
+from utils.predict.inputs import VIDEO_EXTENSIONS, Inputs, find_inputs, items, watch_folder, watched_items
 from utils.predict.outputs import Output
 from utils.predict.predictor import Predictor, resize_map
+
+log = logging.getLogger("uniad")
 
 LONGEST = 1024  # pixels of the longer side of an image in a picture
 NO_RULE = Rule()
@@ -32,7 +37,8 @@ class Options:
     pictures: bool = True
     maps: bool = False
     coco: bool = False  # regions also as annotations
-    frames: int | None = None  # of a camera; None: until Ctrl-C
+    watch: bool = False  # a folder: images as they come, until Ctrl-C
+    frames: int | None = None  # of a camera, or of a watched folder the images; None: until Ctrl-C
     memory_class: str | None = None  # that the predictor compares with; None: all
 
 
@@ -41,7 +47,7 @@ def predict_into(out: str | Path, checkpoint: str | Path, predictor: Predictor, 
 
     checkpoint: the predictor's file. Raises UserError if no image has a score in the end.
     """
-    inputs = find_inputs(given, out)
+    inputs = watch_folder(given) if options.watch else find_inputs(given, out)
     settings = {
         "checkpoint": str(Path(checkpoint).resolve()),
         "sha256": file_hash(checkpoint),
@@ -53,7 +59,7 @@ def predict_into(out: str | Path, checkpoint: str | Path, predictor: Predictor, 
         "folder": str(inputs.folder) if inputs.folder else None,
     }
     errors = [Result(file, reason) for file, reason in inputs.missing]
-    if not inputs.paths and inputs.camera is None:
+    if not inputs.paths and not inputs.is_live:
         raise UserError("; ".join(map(error_line, errors)))
     output = Output(out, settings)
     before = len(output.done)
@@ -62,7 +68,7 @@ def predict_into(out: str | Path, checkpoint: str | Path, predictor: Predictor, 
     finally:
         path = output.save_errors(errors)
     done = output.done.union(file.rpartition("#")[0] for file in output.done)  # frames count for their video
-    if done.isdisjoint(inputs.named(output.folder)):
+    if done.isdisjoint(inputs.named(output.folder)) and inputs.watched is None:
         more = f" (all of them: {path})" if len(errors) > 1 else ""
         first = "".join(map(error_line, errors[:1]))  # none if Ctrl-C came before a camera's first frame
         raise UserError(f"no image could be predicted: {first}{more}")
@@ -82,19 +88,25 @@ def predict_into(out: str | Path, checkpoint: str | Path, predictor: Predictor, 
 
 def predict_missing(predictor: Predictor, output: Output, inputs: Inputs, options: Options, errors: list[Result]) -> None:
     """Add the images without a score to `output`, or to `errors`. Ctrl-C ends a camera or a stream."""
-    is_camera = inputs.camera is not None
-    batch_size, ahead = (1, 0) if is_camera else (options.batch_size, None)  # score each camera frame at once
-    todo = items(inputs, output.folder, output.done, options.frames)
+    batch_size, ahead = (1, 0) if inputs.is_live else (options.batch_size, None)  # score what comes at once
+    if inputs.watched is None:
+        todo = items(inputs, output.folder, output.done, options.frames)
+    else:
+        todo = islice(watched_items(inputs, output.out, output.done), options.frames)
     batches = predict_batches(predictor, todo, batch_size, options.workers, LONGEST if options.pictures else 0, ahead)
-    uncounted = is_camera or any(path.suffix.lower() in VIDEO_EXTENSIONS for path in inputs.paths)
+    uncounted = inputs.is_live or any(path.suffix.lower() in VIDEO_EXTENSIONS for path in inputs.paths)
     total = None if uncounted else len(inputs.named(output.folder).keys() - output.done)
-    stops = KeyboardInterrupt if is_camera else ()
+    stops = KeyboardInterrupt if inputs.is_live else ()
+    drift = Drift(options.rule.normal) if inputs.is_live and options.rule.normal else None
     with suppress(stops), ThreadPoolExecutor(options.workers) as pool, tqdm(total=total, unit="img", disable=None) as bar:
         for results in batches:
             good = [result for result in results if result.error is None]
             output.add(good, list(pool.map(lambda result: save_one(output, result, options), good)))
             errors += [result for result in results if result.error is not None]
             bar.update(len(results))
+            for result in good:
+                if drift is not None and drift.add(result.score):
+                    log.warning("%s", drift.describe())
 
 
 def save_one(output: Output, result: Result, options: Options) -> Decision:

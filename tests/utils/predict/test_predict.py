@@ -472,6 +472,47 @@ def test_a_camera_stands_by_itself(run, image: Path) -> None:
         run("0", image)
 
 
+def test_a_watched_folder_has_a_line_an_image_as_they_come(checkpoint: Path, image: Path, tmp_path: Path) -> None:
+    (folder := tmp_path / "incoming").mkdir()
+    data, out = image.read_bytes(), tmp_path / "out"
+    (folder / "first.png").write_bytes(data)
+    running = subprocess.Popen(
+        command(checkpoint, out, folder, "--watch"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+    def wait_for(names: list[str]) -> None:
+        until = time.monotonic() + 60
+        while not (out / "scores.csv").is_file() or files(out) != names:
+            assert running.poll() is None, running.stderr.read()
+            assert time.monotonic() < until, files(out)
+            time.sleep(0.1)
+
+    wait_for(["first.png"])
+    (folder / "first.png").unlink()  # moved away
+    (folder / "sub").mkdir()
+    with open(folder / "sub/slow.png", "wb") as file:  # as it comes through a network
+        for start in range(0, len(data), len(data) // 4 + 1):
+            file.write(data[start : start + len(data) // 4 + 1])
+            file.flush()
+            time.sleep(0.6)
+    (folder / "notes.txt").write_text("no image")
+    wait_for(["first.png", "sub/slow.png"])
+    (folder / "broken.png").write_bytes(b"no image")
+    (folder / "last.png").write_bytes(data)
+    wait_for(["first.png", "sub/slow.png", "last.png"])
+    running.send_signal(signal.SIGINT)
+    output, errors = running.communicate(timeout=60)
+    assert running.returncode == 0, errors
+    assert "3 images predicted" in output
+    assert files(out, "errors.csv") == ["broken.png"]
+
+
+def test_only_a_folder_can_be_watched(run, image: Path, tmp_path: Path) -> None:
+    for given in ([image], [tmp_path, tmp_path], [tmp_path / "none"]):
+        with pytest.raises(UserError, match="--watch takes one folder that is there"):
+            run(*given, "--watch")
+
+
 @pytest.mark.parametrize(
     ("given", "reason"),
     [("missing", "there is no such file"), ("in", "there is no image"), ("in/*.png", "the pattern matches no image")],
