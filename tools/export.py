@@ -2,6 +2,9 @@
 
 python tools/export.py --checkpoint experiments/demo/checkpoints/ckpt.pth.tar --format onnx
 python tools/export.py --checkpoint experiments/demo/checkpoints/ckpt.pth.tar --format torchscript --out model.torchscript
+python tools/export.py --checkpoint experiments/demo/checkpoints/ckpt.pth.tar --bundle line
+
+--bundle writes a folder that needs neither PyTorch nor this repository: model.onnx, anomaly.py and requirements.txt.
 
 Input `image`, B x H x W x 3 RGB of the network's input size: uint8, or float32 in 0..1 with --input float; any batch size.
 Outputs `score`, B, and `map`, B x H x W float32. Resize images with PIL, as training does: no graph does it exactly.
@@ -12,7 +15,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from utils.predict.export import INPUTS, WRITERS, export_checkpoint
+from utils.errors import UserError
+from utils.predict.export import INPUTS, WRITERS, export_bundle, export_checkpoint
 from utils.process.arguments import tool_parser
 from utils.process.cli import run
 
@@ -20,12 +24,20 @@ from utils.process.cli import run
 def main() -> None:
     parser = tool_parser(__doc__)
     parser.add_argument("--checkpoint", type=Path, required=True, metavar="FILE")
-    parser.add_argument("--format", required=True, help=" or ".join(WRITERS))
+    parser.add_argument("--format", help=" or ".join(WRITERS))
     parser.add_argument("--out", type=Path, metavar="FILE", help="file to write (beside the checkpoint)")
+    parser.add_argument("--bundle", type=Path, metavar="DIR", help="folder to write, with the model as onnx")
     parser.add_argument("--input", choices=INPUTS, default="uint8", help="type of the image (uint8)")
     parser.add_argument("--config", help="the experiment's YAML file, for a published checkpoint, which does not hold it")
     args = parser.parse_args()
-    print(export_checkpoint(args.checkpoint, args.format, args.out, args.input, args.config))
+    if args.bundle is None and args.format is None:
+        raise UserError("give --format, or --bundle")
+    if args.bundle is None:
+        print(export_checkpoint(args.checkpoint, args.format, args.out, args.input, args.config))
+    elif args.out or args.format not in (None, "onnx"):
+        raise UserError("--bundle writes its own folder and format: leave out --out, and --format or give it as onnx")
+    else:
+        print(export_bundle(args.checkpoint, args.bundle, args.input, args.config))
 
 
 if __name__ == "__main__":

@@ -25,10 +25,11 @@ def find_regions(anomaly_map: np.ndarray, threshold: float, min_area: float = 0.
     """The number of each pixel's region, HxW int32, from 1, or 0 outside of them; and the regions, the largest first.
 
     anomaly_map: HxW float32. A region's values are above `threshold`, and its area is at least the share `min_area` of the map's.
+    Regions of one area go from top to bottom, then from left to right.
     """
     labels, boxes, sizes = pieces(anomaly_map, threshold)
     numbers, found = np.zeros_like(labels), []
-    for number in np.argsort(-sizes, kind="stable"):
+    for number in np.lexsort((boxes[:, 0], boxes[:, 1], -sizes)):
         if sizes[number] < smallest_area(labels.size, min_area):
             break
         x, y, width, height = map(int, boxes[number])

@@ -25,6 +25,7 @@ from utils.errors import UserError
 from utils.evaluation.maps import top_count
 from utils.evaluation.metrics import TOP_SHARE
 from utils.files import write_atomically
+from utils.predict.bundle import check_bundle_folder, write_bundle
 from utils.predict.onnx_engine import FORMAT_VERSION, OnnxEngine, import_package
 from utils.predict.predictor import Predictor
 from utils.predict.torch_engine import TorchEngine, uncrop
@@ -96,7 +97,31 @@ def export_checkpoint(
         raise UserError(f"--format '{format}' is unknown: use one of {', '.join(WRITERS)}")
     checkpoint = Path(checkpoint)
     out = Path(out or checkpoint.with_name(f"{checkpoint.name.removesuffix('.pth.tar')}.{format}"))
+    data, closeness = checked_file(TorchEngine(checkpoint, "cpu", config), format, out, input)
+    write_atomically(out, lambda file: file.write(data))
+    return f"{out}: {closeness}"
+
+
+def export_bundle(
+    checkpoint: str | Path, folder: str | Path, input: str = "uint8", config: str | Path | dict | None = None
+) -> str:
+    """Write the checkpoint as a folder that needs neither PyTorch nor this repository; returns a summary in words.
+
+    input, config and what is refused: as for `export_checkpoint`; also a folder that holds other files and no earlier bundle.
+    """
+    check_bundle_folder(folder)
     engine = TorchEngine(checkpoint, "cpu", config)
+    data, closeness = checked_file(engine, "onnx", folder, input)
+    write_bundle(folder, data)
+    uncalibrated = "" if engine.calibration else "\nno decisions and regions: run tools/calibrate.py, and export again"
+    return f"{folder}: {closeness}{uncalibrated}"
+
+
+def checked_file(engine: TorchEngine, format: str, out: str | Path, input: str) -> tuple[bytes, str]:
+    """The content of an exported file, and how close it is to PyTorch, in words. Raises UserError if it is not close.
+
+    out: as errors name what was to be written; the other arguments: as for `export_checkpoint`.
+    """
     engine.precision = torch.float32
     dataset = to_plain(engine.config.dataset)
     images, kind = sample_images(engine, dataset)
@@ -109,8 +134,7 @@ def export_checkpoint(
             f"{out} was not written: its outputs differ from PyTorch's by {deviation:.1e} of the maps' range on {len(images)} "
             f"{kind}, more than {TOLERANCE:.0e}; export with other versions of torch and onnxruntime"
         )
-    write_atomically(out, lambda file: file.write(data))
-    return f"{out}: differs from PyTorch by {deviation:.1e} of the maps' range on {len(images)} {kind}"
+    return data, f"differs from PyTorch by {deviation:.1e} of the maps' range on {len(images)} {kind}"
 
 
 def metadata_of(engine: TorchEngine, dataset: dict[str, Any]) -> dict[str, Any]:
