@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from utils.errors import UserError
 from utils.predict.predictor import Predictor
 from utils.predict.run import Options, predict_into
-from utils.process.arguments import positive_int, tool_parser
+from utils.process.arguments import finite_float, positive_int, tool_parser
 from utils.process.cli import run
 
 
@@ -27,7 +27,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--config", metavar="C", help="for a checkpoint that holds no configuration: the experiment's YAML file")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")
     decision = parser.add_mutually_exclusive_group()
-    decision.add_argument("--threshold", type=float, metavar="T", help="a higher score is defective (as in calibration.json)")
+    decision.add_argument("--threshold", type=finite_float, metavar="T", help="a higher score is defective (calibration.json's)")
     decision.add_argument("--class_name", metavar="CLASS", help="use this class's threshold, not that of all classes")
     parser.add_argument("--memory_class", metavar="CLASS", help="of a memory: compare with this class only, not with all")
     parser.add_argument("--format", choices=("csv", "jsonl"), default="csv", help="of the scores (csv)")
@@ -35,7 +35,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--workers", type=positive_int, default=2, metavar="N", help="threads that read images (2)")
     parser.add_argument("--save_maps", action="store_true", help="also write anomaly maps as DIR/maps/*.npy")
     parser.add_argument("--no_pictures", action="store_true", help="do not draw heat maps")
-    parser.add_argument("--scale", type=float, nargs=2, metavar=("LOW", "HIGH"), help="of all heat maps (each map's own)")
+    parser.add_argument("--scale", type=finite_float, nargs=2, metavar=("LOW", "HIGH"), help="of all heat maps (each map's own)")
     parser.add_argument("--frames", type=positive_int, metavar="N", help="of a camera: stop after N (Ctrl-C)")
     parser.add_argument("--device", help='e.g. "cpu", "cuda:1" (a GPU if there is one)')
     return parser.parse_intermixed_args()

@@ -277,14 +277,15 @@ def test_a_name_that_is_not_utf_8_survives_a_list(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "line", ['{"filename": "a.png", "label": 0, "clsname": "mean"}', '{"filename": "mean/b/c/d.png", "label": 0}']
+    "line", ['{"filename": "a.png", "label": 0, "clsname": "%s"}', '{"filename": "%s/b/c/d.png", "label": 0}']
 )
-def test_a_class_cannot_be_called_as_the_mean_of_all(tmp_path, line):
-    (tmp_path / "l.json").write_text(line)
-    with pytest.raises(UserError, match=r"l\.json:1: a class cannot be called 'mean'"):
+@pytest.mark.parametrize("clsname", ["mean", "pooled", "all classes"])
+def test_a_class_cannot_be_called_as_a_row_of_the_results(tmp_path, line, clsname):
+    (tmp_path / "l.json").write_text(line % clsname)
+    with pytest.raises(UserError, match=rf"l\.json:1: a class cannot be called '{clsname}'"):
         read_list(tmp_path / "l.json")
-    with pytest.raises(UserError, match="a class cannot be called 'mean'"):
-        record("a.png", 0, "mean")
+    with pytest.raises(UserError, match=f"a class cannot be called '{clsname}'"):
+        record("a.png", 0, clsname)
 
 
 def test_a_missing_empty_or_foreign_list_is_named(tmp_path):

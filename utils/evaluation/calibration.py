@@ -21,6 +21,7 @@ import numpy as np
 
 from utils.errors import UserError
 from utils.files import write_text
+from utils.reading import parse_json, read_bytes
 
 NAME = "calibration.json"
 CONFIDENCE = 0.95  # of every interval
@@ -59,11 +60,12 @@ class Calibration:
         """Raises KeyError, TypeError or ValueError for what is no calibration."""
 
         def threshold(entry: Mapping[str, Any]) -> Threshold:
-            low, high = map(float, entry["false_alarm_rate"])
-            return Threshold(float(entry["threshold"]), int(entry["images"]), (low, high))
+            low, high = map(finite, entry["false_alarm_rate"])
+            return Threshold(finite(entry["threshold"]), int(entry["images"]), (low, high))
 
         classes = {clsname: threshold(entry) for clsname, entry in content["classes"].items()}
-        return cls(**{**content, "pooled": threshold(content["pooled"]), "classes": classes})
+        rate = finite(content["false_alarm_rate"])
+        return cls(**{**content, "false_alarm_rate": rate, "pooled": threshold(content["pooled"]), "classes": classes})
 
     def threshold(self, class_name: str | None = None) -> float:
         """Of a class, else the pooled one. Raises UserError for a class that has none."""
@@ -72,6 +74,13 @@ class Calibration:
         if class_name not in self.classes:
             raise UserError(f"the calibration has no class '{class_name}': its classes are {', '.join(sorted(self.classes))}")
         return self.classes[class_name].threshold
+
+
+def finite(value: float) -> float:
+    """Raises ValueError for what is no finite number: no score is above NaN."""
+    if isinstance(value, bool | str) or not math.isfinite(value):
+        raise ValueError(f"{value!r} is not a finite number")
+    return float(value)
 
 
 def calibrate(scores: np.ndarray, clsnames: Sequence[str], rate: float) -> tuple[Threshold, dict[str, Threshold]]:
@@ -141,7 +150,7 @@ def save_calibration(calibration: Calibration, checkpoint: str | Path) -> Path:
 def read_calibration(path: str | Path) -> Calibration | None:
     """None where there is no such file. Raises UserError naming one that is no calibration."""
     try:
-        return Calibration.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
+        return Calibration.from_dict(parse_json(read_bytes(path)))
     except FileNotFoundError:
         return None
     except OSError as error:

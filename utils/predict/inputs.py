@@ -54,10 +54,10 @@ def find_inputs(given: Sequence[str], out: str | Path) -> Inputs:
     own = (out / "pictures", out / "maps")
     for text in given:
         path = Path(os.path.abspath(os.path.expanduser(text)))
-        if path.is_dir():
+        if os.path.isdir(path):
             root, reason = path, "there is no image or video in it"
             tree = walk_images(root, KNOWN, (out, *own))
-        elif path.exists():
+        elif os.path.exists(path):
             root, tree, reason = path.parent, Tree([path.name]), ""
         elif text.isdigit():
             found.camera = int(text)

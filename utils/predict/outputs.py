@@ -19,9 +19,10 @@ from typing import Any
 import numpy as np
 
 from utils.errors import UserError
-from utils.files import write_atomically, write_text
+from utils.files import from_cell, open_to_append, to_cell, write_atomically, write_below, write_text
 from utils.predict.batches import Result
 from utils.predict.predictor import resize_map
+from utils.reading import parse_json, read_bytes
 from utils.report.drawing import heat_map, normalise, save_picture
 
 COLUMNS = ("file", "score", "decision", "latency_ms")
@@ -56,7 +57,7 @@ class Output:
         """The content of predict.json, which must fit `settings`; they are written if the folder is new."""
         path = self.out / "predict.json"
         try:
-            saved = json.loads(path.read_text(encoding="utf-8"))
+            saved = parse_json(read_bytes(path))
             for key, label in LABELS.items():
                 given, known = settings[key], saved[key]
                 is_below = key == "folder" and given and known and Path(known) in Path(given).parents  # None for a camera
@@ -77,7 +78,7 @@ class Output:
     def _read_done(self) -> set[str]:
         """The files in the score file, which is started if it is new; a line that was cut is removed."""
         try:
-            data = self.scores.read_bytes() if self.scores.exists() else b""
+            data = read_bytes(self.scores) if self.scores.exists() else b""
             length = complete_length(data, quotes=self.format == "csv")
             if length < len(data):
                 os.truncate(self.scores, length)
@@ -88,8 +89,8 @@ class Output:
         text = data[:length].decode("utf-8", "surrogateescape")
         try:
             if self.format == "csv":
-                return {row[0] for row in csv.reader(io.StringIO(text, newline=""))} - {COLUMNS[0]}
-            return {json.loads(line)["file"] for line in text.split("\n")[:-1]}
+                return {from_cell(row[0]) for row in csv.reader(io.StringIO(text, newline=""))} - {COLUMNS[0]}
+            return {parse_json(line)["file"] for line in text.split("\n")[:-1]}
         except (csv.Error, IndexError, KeyError, TypeError, ValueError):
             raise UserError(f"{self.scores}: a line was not written by tools/predict.py; choose another --out") from None
 
@@ -111,7 +112,7 @@ class Output:
 
     def _append(self, text: str) -> None:
         try:
-            with open(self.scores, "ab") as file:
+            with open_to_append(self.scores) as file:
                 file.write(text.encode("utf-8", "surrogateescape"))
         except OSError as error:
             raise UserError(f"{self.scores}: cannot be written ({error.strerror})") from None
@@ -121,11 +122,11 @@ class Output:
         low, high = scale or (float(result.anomaly_map.min()), float(result.anomaly_map.max()))
         normalised = resize_map(normalise(result.anomaly_map, low, high), result.picture.shape[:2])
         both = np.hstack([result.picture, heat_map(result.picture, normalised)])
-        save_picture(self.out / "pictures" / unique_name(result.file, ".jpg"), both)
+        save_picture(self.out, "pictures" / unique_name(result.file, ".jpg"), both)
 
     def save_map(self, result: Result) -> None:
         anomaly_map = resize_map(result.anomaly_map, result.size)  # h x w
-        write_atomically(self.out / "maps" / unique_name(result.file, ".npy"), lambda file: np.save(file, anomaly_map))
+        write_below(self.out, "maps" / unique_name(result.file, ".npy"), lambda file: np.save(file, anomaly_map))
 
     def save_errors(self, errors: Sequence[Result]) -> Path:
         """Write errors.csv, or remove an earlier run's if there are no errors; returns its path."""
@@ -148,7 +149,8 @@ def complete_length(data: bytes, quotes: bool) -> int:
 
 
 def quoted(text: str) -> str:
-    """A field of a CSV file."""
+    """A text as a field of a CSV file."""
+    text = to_cell(text)
     return '"' + text.replace('"', '""') + '"' if any(mark in text for mark in ',"\r\n') else text
 
 

@@ -12,6 +12,7 @@ from tqdm import tqdm
 from datasets.lists import Tree
 from utils.errors import UserError
 from utils.evaluation.calibration import file_hash
+from utils.files import lock
 from utils.predict.batches import Result, predict_batches
 from utils.predict.inputs import VIDEO_EXTENSIONS, Inputs, find_inputs, items
 from utils.predict.outputs import Output
@@ -51,13 +52,14 @@ def predict_into(out: str | Path, checkpoint: str | Path, predictor: Predictor, 
     errors = [Result(file, reason) for file, reason in inputs.missing]
     if not inputs.paths and inputs.camera is None:
         raise UserError("; ".join(map(error_line, errors)))
-    output = Output(out, settings)
-    before = len(output.done)
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # errors.csv says what is wrong with a file
-    try:
-        predict_missing(predictor, output, inputs, options, errors)
-    finally:
-        path = output.save_errors(errors)
+    with lock(out):
+        output = Output(out, settings)
+        before = len(output.done)
+        try:
+            predict_missing(predictor, output, inputs, options, errors)
+        finally:
+            path = output.save_errors(errors)
     done = output.done.union(file.rpartition("#")[0] for file in output.done)  # frames count for their video
     if done.isdisjoint(inputs.named(output.folder)):
         more = f" (all of them: {path})" if len(errors) > 1 else ""
@@ -97,4 +99,4 @@ def predict_missing(predictor: Predictor, output: Output, inputs: Inputs, option
 
 def error_line(result: Result) -> str:
     """File and error on one line of a terminal, whatever characters a file's name holds."""
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in f"{result.file}: {result.error}")
+    return str(UserError(f"{result.file}: {result.error}"))

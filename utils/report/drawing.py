@@ -1,11 +1,12 @@
 """Heat maps: how an anomaly map is drawn over its image, the same everywhere. Nothing here needs PyTorch."""
 
+from os import PathLike
 from pathlib import Path
 
 import cv2
 import numpy as np
 
-from utils.files import write_atomically
+from utils.files import write_below
 
 
 def normalise(anomaly_map: np.ndarray, low: float, high: float) -> np.ndarray:
@@ -21,7 +22,7 @@ def heat_map(image: np.ndarray, normalised: np.ndarray) -> np.ndarray:
     return cv2.addWeighted(np.ascontiguousarray(colours), 0.5, image, 0.5, 0)
 
 
-def save_picture(path: Path, image: np.ndarray) -> None:
-    """image: HxWx3 uint8 RGB, written as JPEG."""
+def save_picture(folder: str | Path, name: str | PathLike, image: np.ndarray) -> None:
+    """image: HxWx3 uint8 RGB, written as JPEG to folder/name; see write_below."""
     _, encoded = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])
-    write_atomically(path, lambda file: file.write(encoded.tobytes()))
+    write_below(folder, name, lambda file: file.write(encoded.tobytes()))

@@ -18,6 +18,7 @@ from PIL import Image
 
 from datasets.lists import IMAGE_EXTENSIONS
 from tests.helpers import tiny
+from tests.helpers.locks import held_by_another
 from tools import predict
 from utils.errors import UserError
 from utils.evaluation.calibration import Calibration, Threshold, file_hash, save_calibration
@@ -133,6 +134,23 @@ def test_an_image_is_defective_above_the_threshold(run, trained: Path, tmp_path:
     assert decisions(tmp_path / "decided") == ["defective" if score > middle else "good" for score in scores]
 
 
+@pytest.mark.parametrize("option", ["--threshold", "--scale"])
+@pytest.mark.parametrize("number", ["nan", "inf", "1e999"])
+def test_a_number_that_is_not_finite_is_refused(run, image: Path, capsys, option: str, number: str) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run(image, *([f"{option}={number}"] if option == "--threshold" else [option, 0, number]))
+    assert ended.value.code == 2
+    assert "must be a finite number" in capsys.readouterr().err
+
+
+def test_two_runs_do_not_write_into_one_folder(run, image: Path, tmp_path: Path) -> None:
+    with held_by_another(tmp_path / "out") as process, pytest.raises(UserError, match=f"process {process.pid} on .* writes here"):
+        run(image)
+    assert [path.name for path in (tmp_path / "out").iterdir()] in ([], [".lock"])
+    run(image)
+    assert len(files(tmp_path / "out")) == 1
+
+
 @pytest.fixture
 def calibrated(checkpoint: Path):
     """A function that writes a calibration in which everything is defective except the class cup."""
@@ -166,6 +184,18 @@ def test_a_calibration_of_another_checkpoint_decides_nothing(run, calibrated, im
     assert "another checkpoint" in caplog.text
     with pytest.raises(UserError, match="tools/calibrate"):
         run(image, "--class_name", "cup", out=tmp_path / "cup")
+
+
+@pytest.mark.parametrize("key", ["threshold", "false_alarm_rate"])
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), "nan", "1", None, True])
+def test_a_threshold_that_is_no_finite_number_is_refused(run, image, calibrated, checkpoint: Path, key: str, number) -> None:
+    calibrated(file_hash(checkpoint))
+    path = checkpoint.with_name("calibration.json")
+    content = json.loads(path.read_text())
+    content["pooled"][key] = [0.0, number] if key == "false_alarm_rate" else number
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"calibration\.json: not a calibration"):
+        run(image)
 
 
 # --- names and kinds of images ---
