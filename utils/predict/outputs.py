@@ -77,6 +77,8 @@ class Output:
 
     def _read_done(self) -> set[str]:
         """The files in the score file, which is started if it is new; a line that was cut is removed."""
+        if self.scores.is_symlink():
+            raise UserError(f"{self.scores}: is a link; remove it")
         try:
             data = read_bytes(self.scores) if self.scores.exists() else b""
             length = complete_length(data, quotes=self.format == "csv")

@@ -198,6 +198,65 @@ def test_a_threshold_that_is_no_finite_number_is_refused(run, image, calibrated,
         run(image)
 
 
+# --- planted links, spreadsheets, images that are too large ---
+
+
+@pytest.mark.parametrize("name", ["scores.csv", "errors.csv", "predict.json"])
+def test_a_link_in_place_of_a_file_is_replaced(run, image: Path, tmp_path: Path, name: str) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "theirs").write_text("theirs")
+    (tmp_path / "out" / name).symlink_to(tmp_path / ("absent" if name == "predict.json" else "theirs"))
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    try:
+        run(image, tmp_path / "bad.png")
+    except UserError as error:
+        assert name == "scores.csv"  # what it holds is not ours
+        assert "not written by tools/predict.py" in str(error)  # noqa: PT017
+    assert (tmp_path / "theirs").read_text() == "theirs"
+    assert not (tmp_path / "absent").exists()
+
+
+def test_a_score_file_that_becomes_a_link_is_not_appended_to(run, image: Path, tmp_path: Path) -> None:
+    run(image)
+    (tmp_path / "out/scores.csv").rename(tmp_path / "theirs")
+    before = (tmp_path / "theirs").read_bytes()
+    (tmp_path / "out/scores.csv").symlink_to(tmp_path / "theirs")
+    shutil.copy(image, tmp_path / "b.png")
+    with pytest.raises(UserError, match=r"scores\.csv: is a link; remove it"):
+        run(image, tmp_path / "b.png")
+    assert (tmp_path / "theirs").read_bytes() == before
+
+
+def test_a_linked_folder_of_pictures_is_not_written_to(run, image: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "out/pictures").symlink_to(tmp_path / "theirs")
+    with pytest.raises(UserError, match="out/pictures: a link in it leads out of"):
+        run(image)
+    assert not any((tmp_path / "theirs").iterdir())
+
+
+@pytest.mark.parametrize("name", ["=1+1.png", "+1.png", "-1.png", "@SUM(A1).png", "\t=1.png", "'=1.png"])
+def test_no_cell_begins_like_a_formula_and_a_second_run_knows_the_file(run, image: Path, tmp_path: Path, name: str) -> None:
+    (tmp_path / "in").mkdir()
+    shutil.copy(image, tmp_path / "in" / name)
+    (tmp_path / "in/=bad.png").write_bytes(b"no image")
+    run(tmp_path / "in")
+    assert files(tmp_path / "out") == [f"'{name}"]
+    assert files(tmp_path / "out", "errors.csv") == ["'=bad.png"]
+    assert "0 images predicted, 1 were there already" in run(tmp_path / "in")
+
+
+def test_an_image_that_is_too_large_costs_itself_only(run, image: Path, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    links(tmp_path / "in/good", image, 3)
+    Image.new("1", (20_000, 20_000)).save(tmp_path / "in/large.png")
+    assert (tmp_path / "in/large.png").stat().st_size < 100_000
+    assert "3 images predicted" in run(tmp_path / "in", "--batch_size", 8)
+    (error,) = read(tmp_path / "out", "errors.csv")
+    assert "20,000 x 20,000 pixels, more than" in error["error"]
+
+
 # --- names and kinds of images ---
 
 
