@@ -21,8 +21,11 @@ from tests.helpers import tiny
 from tests.helpers.locks import held_by_another
 from tools import predict
 from utils.errors import UserError
-from utils.evaluation.calibration import Calibration, Threshold, file_hash, save_calibration
+from utils.evaluation.calibration import Calibration, Threshold, file_hash, rates_at, save_calibration
+from utils.predict.batches import Result
 from utils.predict.inputs import find_inputs
+from utils.predict.outputs import Output
+from utils.process.checkpoint import load_checkpoint
 
 PREDICT = tiny.ROOT / "tools" / "predict.py"
 
@@ -149,6 +152,27 @@ def test_two_runs_do_not_write_into_one_folder(run, image: Path, tmp_path: Path)
     assert [path.name for path in (tmp_path / "out").iterdir()] in ([], [".lock"])
     run(image)
     assert len(files(tmp_path / "out")) == 1
+
+
+def test_a_score_equal_to_the_threshold_is_good(tmp_path: Path) -> None:
+    settings = {"sha256": "", "score": "max", "threshold": 0.5, "format": "csv", "folder": None}
+    scores = {"below": 0.25, "equal": 0.5, "above": 0.75}  # which float32 holds exactly
+    Output(tmp_path / "out", settings).add([Result(name, score=score) for name, score in scores.items()], 0.5)
+    assert decisions(tmp_path / "out") == ["good", "good", "defective"]
+    rates = rates_at(0.5, np.array([*scores.values()] * 2), np.repeat([0, 1], 3))
+    assert (rates.false_alarms, rates.found) == (1, 1)
+
+
+def test_a_map_that_is_not_finite_gets_no_score(run, checkpoint: Path, image: Path, tmp_path: Path) -> None:
+    content = load_checkpoint(checkpoint)
+    content["state_dict"]["module.reconstruction.output_proj.bias"].fill_(float("nan"))
+    torch.save(content, tmp_path / "nan.pth.tar")
+    with pytest.raises(
+        UserError, match=r"no image could be predicted: 000\.png: its anomaly map holds values that are not finite"
+    ):
+        run(image, "--checkpoint", tmp_path / "nan.pth.tar")
+    assert files(tmp_path / "out") == []
+    assert files(tmp_path / "out", "errors.csv") == ["000.png"]
 
 
 @pytest.fixture

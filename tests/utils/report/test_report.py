@@ -118,6 +118,10 @@ def test_large_maps_are_shrunk_and_a_defect_of_one_pixel_stays_in_the_mask(tmp_p
     evaluation = make_evaluation(["cup"], good=1, defective=1, size=600)
     evaluation.packed_masks[1:] = pack_masks(np.pad(np.ones((1, 1, 1)), ((0, 0), (301, 298), (301, 298))))
     save_gallery(tmp_path, evaluation, Noise(40), "max", METRICS)
+    assert [sorted(image["pictures"]) for image in read_gallery(tmp_path)["images"]] == [
+        ["image", "map", "mask"],
+        ["image", "map"],
+    ]
     for image in read_gallery(tmp_path)["images"]:
         for kind, name in image["pictures"].items():
             picture = cv2.imread(str(tmp_path / "report_gallery" / name))
