@@ -87,7 +87,6 @@ def test_members_that_share_bytes_are_refused(tmp_path: Path) -> None:
 TENSORS = {
     "of stride 0": torch.zeros(1).expand(10**12),
     "sparse": torch.zeros(3, 3).to_sparse(),
-    "quantised": torch.quantize_per_tensor(torch.zeros(3), 1.0, 0, torch.qint8),
     "no tensor": [1.0],
 }
 
