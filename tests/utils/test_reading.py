@@ -1,15 +1,20 @@
 """Limits of what is read: one line, never longer than a screen, wherever YAML, JSON, names and options enter."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from datasets.lists import read_list
 from tests.helpers import tiny
 from utils.config import load_config
 from utils.errors import UserError
 from utils.limits import MESSAGE
+from utils.process.arguments import positive_int, tool_parser
+from utils.process.cli import run
 from utils.reading import check_plain, is_inside, parse_json, read_bytes
 
 JSON = {
@@ -142,6 +147,26 @@ def test_a_message_is_one_line_and_no_longer_than_a_screen(text: str) -> None:
     assert line.isprintable()
     assert len(line) < 2000
     assert line.endswith(": cannot be read")
+
+
+def test_an_argument_is_not_repeated_at_length(capsys: pytest.CaptureFixture) -> None:
+    parser = tool_parser("tool")
+    parser.add_argument("--number", type=positive_int)
+    for number in ("a" * 100_000, "9" * 30, "line\nbreak"):
+        with pytest.raises(SystemExit):
+            parser.parse_args(["--number", number])
+        usage, error = capsys.readouterr().err.splitlines()
+        assert len(usage) + len(error) < 2000
+
+
+@pytest.mark.parametrize("allocate", [lambda: torch.empty(2**50), lambda: np.empty(2**50), lambda: bytes(2**60)])
+def test_lack_of_memory_is_one_line(allocate: Callable[[], object], monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(SystemExit) as ended:
+        run(allocate)
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: memory is used up (")
 
 
 def test_a_plain_value_is_of_few_kinds() -> None:
