@@ -10,7 +10,7 @@ VENV_PYTHON = .venv/bin/python
 
 CLASS = nut
 
-.PHONY: help setup demo demo-vis test lint docs clean
+.PHONY: help setup demo demo-vis test fuzz lint docs clean
 
 help:   ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s%s\n", $$1, $$2}' Makefile
@@ -34,6 +34,9 @@ demo-vis: setup   ## after make demo: train a vis decoder, draw reconstructions 
 
 test: lint   ## check the code and run the tests
 	OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest tests --numprocesses=$(WORKERS) --dist=loadfile
+
+fuzz: .venv/.installed-tests   ## attack every reader until one fails or Ctrl-C: a minute each a round, in 16 GB of address space
+	ulimit -v 16000000; while FUZZ_SECONDS=60 OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest --exitfirst tests/test_fuzz.py; do :; done
 
 lint: .venv/.installed-tests   ## check the code only
 	$(VENV_PYTHON) -m ruff check .

@@ -4,11 +4,13 @@ A cache is a folder. It holds, a row an image in the order of the data set,
     features.bin  numbers of the configured dtype: C x h x w, for Dinomaly G x N x D; in a cache of images H x W x 3 bytes
     masks.bin     H x W bits
     sizes.bin     two int32, height and width of the original; 0 for an image that could not be read
+    sums.bin      the CRC-32 of the image's row in each of these
 and key.json, everything that decides the rows.
 """
 
-import json
 import math
+import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +20,30 @@ import torch
 from datasets.base import ImageDataset
 from datasets.loading import SampleReader
 from utils.errors import UserError
+from utils.reading import parse_json, read_bytes
 
 KEY = "key.json"
+SAMPLE = 64  # random rows whose checksums are compared before a cache is used
 
 
 def row_sizes(key: dict[str, Any]) -> dict[str, int]:
     """Bytes of a row, by file; the key's shape is that of all features."""
     features = math.prod(key["shape"][1:]) * getattr(torch, key["dtype"]).itemsize
-    return {"features.bin": features, "masks.bin": -(-math.prod(key["seen_size"]) // 8), "sizes.bin": 8}
+    return {"features.bin": features, "masks.bin": -(-math.prod(key["seen_size"]) // 8), "sizes.bin": 8, "sums.bin": 12}
 
 
-def is_whole(folder: Path, key: dict[str, Any]) -> bool:
-    """Whether the folder holds a finished cache of this key."""
+def checksums(rows: Sequence[np.ndarray]) -> bytes:
+    """An image's row of sums.bin. rows: its bytes in each of the other files."""
+    return np.array([zlib.crc32(row) for row in rows], np.uint32).tobytes()
+
+
+def is_whole(folder: Path, key: dict[str, Any], check: int = SAMPLE) -> bool:
+    """Whether the folder holds a finished cache of this key, with the right content in `check` random rows."""
     try:
-        found = json.loads((folder / KEY).read_text(encoding="utf-8"))
+        found = parse_json(read_bytes(folder / KEY))
         sizes = {name: key["shape"][0] * size for name, size in row_sizes(key).items()}
-        return found == key and all((folder / name).stat().st_size == size for name, size in sizes.items())
+        is_complete = found == key and all((folder / name).stat().st_size == size for name, size in sizes.items())
+        return is_complete and Rows(folder, key).is_intact(check)
     except (OSError, ValueError):
         return False
 
@@ -48,12 +58,24 @@ class Rows:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "files": []}  # pickled, a map would be the whole array: a worker opens its own
 
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, np.ndarray, tuple[int, int]]:
-        """What is cached of the image, in the cache's dtype; its mask, H x W uint8; the original's height and width."""
+    def bytes_of(self, index: int) -> list[np.ndarray]:
+        """The image's row in each file, copied."""
         if not self.files:
             sizes, count = row_sizes(self.key).items(), self.key["shape"][0]
             self.files = [np.memmap(self.folder / name, np.uint8, "r", shape=(count, size)) for name, size in sizes]
-        content, mask, size = (np.array(rows[index]) for rows in self.files)  # copies of bytes
+        return [np.array(rows[index]) for rows in self.files]
+
+    def is_intact(self, check: int) -> bool:
+        """Whether `check` random rows have their checksums; a row of size 0 is of an image that could not be read."""
+        for index in np.random.default_rng().permutation(self.key["shape"][0])[:check]:
+            *rows, known = self.bytes_of(index)
+            if rows[-1].any() and checksums(rows) != known.tobytes():
+                return False
+        return True
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, np.ndarray, tuple[int, int]]:
+        """What is cached of the image, in the cache's dtype; its mask, H x W uint8; the original's height and width."""
+        content, mask, size, _ = self.bytes_of(index)
         height, width = self.key["seen_size"]
         content = torch.from_numpy(content).view(getattr(torch, self.key["dtype"])).reshape(self.key["shape"][1:])
         return content, np.unpackbits(mask, count=height * width).reshape(height, width), tuple(size.view(np.int32).tolist())

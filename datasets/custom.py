@@ -68,11 +68,17 @@ class CustomDataset(ImageDataset):
         self._check_files()  # now, not in the middle of an epoch
 
     def _check_files(self) -> None:
-        """UserError for a missing file; if bad images are skipped, only when no image exists."""
+        """UserError for a missing file; if bad images are skipped, only when no image exists. No name may lead outside."""
+        names = (*self.filenames, *filter(None, self.masknames))
+        try:
+            for name in names:
+                self.reader.check_inside(name)
+        except UserError as error:
+            raise UserError(f"{error} (listed in {self.meta_file})") from None
         if self.on_bad_image == "skip" and any(map(self.reader.exists, self.filenames)):
             return
         try:
-            for name in (*self.filenames, *filter(None, self.masknames)):
+            for name in names:
                 self.reader.check_exists(name)
         except UserError as error:
             raise UserError(f"{error} (listed in {self.meta_file})") from None

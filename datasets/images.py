@@ -1,5 +1,6 @@
 """Reading and resizing images: the one place for training, prediction and pictures. Nothing here imports torch."""
 
+import io
 import os
 import warnings
 from collections.abc import Sequence
@@ -12,6 +13,8 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from utils.errors import UserError
+from utils.limits import PIXELS
+from utils.reading import is_inside, read_bytes
 
 COLOR_MODES = ("RGB", "BGR", "GRAY")
 RESAMPLE = {"bilinear": Image.Resampling.BILINEAR, "lanczos": Image.Resampling.LANCZOS}
@@ -19,18 +22,21 @@ RESAMPLE = {"bilinear": Image.Resampling.BILINEAR, "lanczos": Image.Resampling.L
 Picture: TypeAlias = str | Path | Image.Image | np.ndarray  # see to_rgb
 
 warnings.filterwarnings("ignore", module=r"PIL\.")  # about odd metadata
+Image.MAX_IMAGE_PIXELS = None  # see reduction
 # Loader workers are the parallelism; OpenCV's own threads would compete with them and can deadlock in a forked worker.
 cv2.setNumThreads(0)
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # our own errors say what is wrong with a file
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # quiet, too
 
 
-def read_rgb(path: str | Path, name: str | None = None) -> np.ndarray:
+def read_rgb(path: str | Path, name: str | None = None, max_pixels: int = PIXELS) -> np.ndarray:
     """The image in a file, H x W x 3 uint8 RGB, turned as its EXIF data say; grey, 16-bit and alpha images included.
 
-    Raises UserError, which calls the file `name`, by default its path, for one that is missing or not an image.
+    A JPEG of more than `max_pixels` is decoded at a half, a quarter or an eighth of its size. Raises UserError, which calls the
+    file `name`, by default its path, for one that is missing, not an image, too large, or does not fit in memory.
     """
-    return cv2.cvtColor(_decode(path, cv2.IMREAD_COLOR, name), cv2.COLOR_BGR2RGB)
+    image = _decode(path, cv2.IMREAD_COLOR, name, max_pixels)
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image)
 
 
 def to_rgb(image: Picture) -> np.ndarray:
@@ -88,10 +94,11 @@ def count_frames(path: str | Path | BinaryIO) -> int:
 class ImageReader:
     """Reads the images and masks in the folder `image_dir`; names are paths relative to it.
 
-    color_mode is the order of an image's three channels: RGB, BGR, or GRAY (three equal channels).
+    color_mode is the order of an image's three channels: RGB, BGR, or GRAY (three equal channels). max_pixels: see read_rgb.
+    allow_outside: names may be absolute, or lead out of `image_dir` by "..".
     """
 
-    def __init__(self, image_dir: str, color_mode: str = "RGB") -> None:
+    def __init__(self, image_dir: str, color_mode: str = "RGB", max_pixels: int = PIXELS, allow_outside: bool = False) -> None:
         if color_mode not in COLOR_MODES:
             raise UserError(f"color_mode {color_mode!r} is not one of {', '.join(COLOR_MODES)}")
         if not Path(image_dir).is_dir():
@@ -99,11 +106,11 @@ class ImageReader:
                 f"{image_dir} is not a folder; set dataset.image_reader.kwargs.image_dir to the --root of tools/prepare_data.py"
             )
         self.image_dir = Path(image_dir)
-        self.color_mode = color_mode
+        self.color_mode, self.max_pixels, self.allow_outside = color_mode, max_pixels, allow_outside
 
     def read(self, name: str, color_mode: str | None = None) -> np.ndarray:
         """The image, H x W x 3 uint8, in `color_mode`, by default the reader's. Raises UserError as `read_rgb` does."""
-        rgb = read_rgb(self.image_dir / name, self._full_name(name))
+        rgb = read_rgb(self.image_dir / name, self._full_name(name), self.max_pixels)
         return convert_color(rgb, color_mode or self.color_mode)
 
     def read_mask(self, name: str) -> np.ndarray:
@@ -114,7 +121,7 @@ class ImageReader:
         """
         # Colour and depth are kept, because both a grey conversion and a reduction to 8 bits can turn a small value into 0.
         path, flags = self.image_dir / name, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH
-        mask = _decode(path, flags, self._full_name(name)).max(axis=2)  # H x W
+        mask = _decode(path, flags, self._full_name(name), self.max_pixels).max(axis=2)  # H x W
         alpha = None
         with suppress(Exception), Image.open(path) as file:  # where PIL cannot, OpenCV decides
             if file.mode == "P":
@@ -129,6 +136,12 @@ class ImageReader:
 
     def exists(self, name: str) -> bool:
         return os.path.isfile(self.image_dir / name)
+
+    def check_inside(self, name: str) -> None:
+        """Raises UserError for a name that leads out of the folder, if that is not allowed."""
+        if not self.allow_outside and not is_inside(name):
+            how = "set dataset.image_reader.kwargs.allow_outside=True to read it"
+            raise UserError(f"{name} leads out of image_dir {self.image_dir}; {how}")
 
     def check_exists(self, name: str) -> None:
         """Raises UserError if there is no such file."""
@@ -145,27 +158,43 @@ def _is_lossy(path: Path) -> bool:
     return start.startswith(b"\xff\xd8") or start[4:12] in (b"jP  \r\n\x87\n", b"ftypavif") or start[8:16] == b"WEBPVP8 "
 
 
-def decode_rgb(data: bytes, name: str) -> np.ndarray:
+def decode_rgb(data: bytes, name: str, max_pixels: int = PIXELS) -> np.ndarray:
     """`read_rgb` of a file's content."""
-    return cv2.cvtColor(_decode_bytes(data, cv2.IMREAD_COLOR, name), cv2.COLOR_BGR2RGB)
+    image = _decode_bytes(data, cv2.IMREAD_COLOR, name, max_pixels)
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB, dst=image)
 
 
-def _decode(path: str | Path, flags: int, name: str | None) -> np.ndarray:
+def reduction(data: bytes, name: str, max_pixels: int) -> int:
+    """By how much to divide the sides of an image for it to have at most `max_pixels`. UserError if its format cannot."""
+    try:
+        with Image.open(io.BytesIO(data)) as file:  # reads the head only
+            (width, height), is_jpeg = file.size, file.format in ("JPEG", "MPO") and "progressive" not in file.info
+    except Exception:  # a damaged file raises any of many kinds; OpenCV decides
+        return 1
+    for factor in (1, 2, 4, 8) if is_jpeg else (1,):  # of a progressive one the decoder holds the whole in memory
+        if width * height <= max_pixels * factor**2:
+            return factor
+    key = "dataset.image_reader.kwargs.max_pixels"
+    raise UserError(f"{name} has {width:,} x {height:,} pixels, more than {max_pixels:,} in all ({key})")
+
+
+def _decode(path: str | Path, flags: int, name: str | None, max_pixels: int) -> np.ndarray:
     """H x W x 3 BGR. From bytes: cv2.imread knows no Unicode paths on Windows and cannot tell a missing file from a bad one."""
     name = name or str(path)
     try:
-        data = Path(path).read_bytes()
+        data = read_bytes(path)
     except FileNotFoundError:
         raise UserError(f"there is no file {name}") from None
-    except (OSError, ValueError) as error:  # ValueError: the path holds a NUL character
-        raise UserError(f"cannot read {name}: {getattr(error, 'strerror', error)}") from None
-    return _decode_bytes(data, flags, name)
+    except OSError as error:
+        raise UserError(f"cannot read {name}: {error.strerror}") from None
+    return _decode_bytes(data, flags, name, max_pixels)
 
 
-def _decode_bytes(data: bytes, flags: int, name: str) -> np.ndarray:
+def _decode_bytes(data: bytes, flags: int, name: str, max_pixels: int) -> np.ndarray:
+    factor = reduction(data, name, max_pixels)
     try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-    except cv2.error:  # an empty file, or an image larger than OpenCV's limit
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags | (8 * factor if factor > 1 else 0))  # IMREAD_REDUCED_*
+    except (cv2.error, MemoryError):  # an empty file, or more than OpenCV's limit or the memory
         image = None
     if image is None:
         raise UserError(f"{name} is not an image that OpenCV can read; replace or remove it")

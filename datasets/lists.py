@@ -19,10 +19,12 @@ import cv2
 
 from utils.errors import UserError
 from utils.files import write_text
+from utils.reading import check_path, parse_json, read_text
 
 IMAGE_EXTENSIONS = {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".jp2", ".bmp", ".tif", ".tiff", ".webp", ".pgm", ".ppm", ".pnm"}
 IMAGE_EXTENSIONS |= {ending for ending in (".gif", ".avif") if cv2.haveImageWriter(f"x{ending}")}  # not in every build of OpenCV
 SYSTEM_FOLDERS = {"__macosx", "lost+found", "system volume information", "thumb", "thumbs", "thumbnails"}
+RESERVED = {"mean": "the mean of all classes", **dict.fromkeys(("pooled", "all classes"), "all classes under one threshold")}
 GOOD = "good"
 FURTHER_PAGES = "with further pages or frames, of which only the first is read"
 LAYOUT = "CLASS/train/good/*, CLASS/test/KIND/*, CLASS/ground_truth/KIND/*_mask.*"
@@ -41,11 +43,11 @@ def read_list(path: str | Path) -> list[dict]:
 def read_numbered(path: str | Path) -> list[tuple[int, dict]]:
     """As `read_list`, each record with the number of its line."""
     try:
-        lines = Path(path).read_text(encoding="utf-8-sig").split("\n")
+        lines = read_text(path, encoding="utf-8-sig").split("\n")
     except FileNotFoundError:
         raise UserError(f"there is no list {path}; tools/prepare_data.py makes one from a folder of images") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read the list {path}: {error}") from None
+        raise UserError(f"cannot read the list {path}: {getattr(error, 'strerror', error)}") from None
     records = [(number, _parse_line(line, f"{path}:{number}")) for number, line in enumerate(lines, 1) if line.strip()]
     if not records:
         raise UserError(f"the list {path} names no image")
@@ -54,8 +56,8 @@ def read_numbered(path: str | Path) -> list[tuple[int, dict]]:
 
 def _parse_line(line: str, where: str) -> dict:
     try:
-        record = json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
+        record = parse_json(line)
+    except ValueError as error:
         raise UserError(f"{where}: not valid JSON ({error}); a list holds one JSON object a line") from None
     if not isinstance(record, dict):
         raise UserError(f"{where}: not a JSON object; a list holds one object with filename and label a line")
@@ -69,6 +71,11 @@ def _parse_line(line: str, where: str) -> dict:
         raise UserError(f"{where}: label is {label!r}; it must be 0 (good) or 1 (defective)")
     if not isinstance(maskname, str | None):
         raise UserError(f"{where}: maskname is {maskname!r}; it must be a path relative to image_dir, or null")
+    try:
+        check_path(filename)
+        check_path(maskname or "")
+    except ValueError as error:
+        raise UserError(f"{where}: filename or maskname is {error}") from None
     if not isinstance(clsname, str | None):
         raise UserError(f"{where}: clsname is {clsname!r}; it must be a text")
     if not clsname:
@@ -85,8 +92,8 @@ def _parse_line(line: str, where: str) -> dict:
 
 
 def check_class(clsname: str) -> None:
-    if clsname == "mean":
-        raise UserError("a class cannot be called 'mean', as results call the mean of all classes; rename it")
+    if clsname in RESERVED:
+        raise UserError(f"a class cannot be called '{clsname}', as results call {RESERVED[clsname]}; rename it")
 
 
 def write_list(records: list[Record], path: str | Path) -> None:
@@ -100,7 +107,7 @@ def _to_json(record: Record) -> str:
 
 
 def record(filename: str, label: int, clsname: str, maskname: str | None = None) -> Record:
-    """A line of a list. `label`: 0 good, 1 defective; only a defective image keeps its mask. UserError for a class 'mean'."""
+    """A line of a list. `label`: 0 good, 1 defective; only a defective image keeps its mask. UserError for a reserved class."""
     check_class(clsname)
     line: Record = {"filename": filename, "label": label, "label_name": "defective" if label else "good"}
     return line | ({"maskname": maskname} if maskname and label else {}) | {"clsname": clsname}

@@ -21,7 +21,7 @@ from utils.errors import UserError
 from utils.evaluation.decisions import Rule
 from utils.predict.predictor import Predictor
 from utils.predict.run import Options, predict_into
-from utils.process.arguments import percent, positive_int, tool_parser
+from utils.process.arguments import finite_float, percent, positive_int, tool_parser
 from utils.process.cli import run
 
 
@@ -34,9 +34,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--config", metavar="C", help="for a checkpoint that holds no configuration: the experiment's YAML file")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")
     decision = parser.add_mutually_exclusive_group()
-    decision.add_argument("--threshold", type=float, metavar="T", help="a higher score is defective (as in calibration.json)")
+    decision.add_argument("--threshold", type=finite_float, metavar="T", help="a higher score is defective (calibration.json's)")
     decision.add_argument("--class_name", metavar="CLASS", help="use this class's threshold, not that of all classes")
-    parser.add_argument("--pixel_threshold", type=float, metavar="T", help="a region is above it (as in calibration.json)")
+    parser.add_argument("--pixel_threshold", type=finite_float, metavar="T", help="a region is above it (as in calibration.json)")
     parser.add_argument("--min_area", type=percent, metavar="PERCENT", help="of the image that a region has (as calibrated)")
     parser.add_argument("--memory_class", metavar="CLASS", help="of a memory: compare with this class only, not with all")
     parser.add_argument("--format", choices=("csv", "jsonl"), default="csv", help="of the scores (csv)")
@@ -44,7 +44,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--workers", type=positive_int, default=2, metavar="N", help="threads that read images (2)")
     parser.add_argument("--save_maps", action="store_true", help="also write anomaly maps as DIR/maps/*.npy")
     parser.add_argument("--no_pictures", action="store_true", help="do not draw heat maps")
-    parser.add_argument("--scale", type=float, nargs=2, metavar=("LOW", "HIGH"), help="of heat maps (as calibrated)")
+    parser.add_argument("--scale", type=finite_float, nargs=2, metavar=("LOW", "HIGH"), help="of heat maps (as calibrated)")
     parser.add_argument("--coco", action="store_true", help="also write the regions as DIR/coco.json, for annotation tools")
     parser.add_argument("--watch", action="store_true", help="predict the images of a folder as they come, until Ctrl-C")
     parser.add_argument("--frames", type=positive_int, metavar="N", help="of a camera, stream or watched folder: stop after N")

@@ -10,7 +10,6 @@ cannot be used. Names in the lists are relative to --root, the configuration's i
 """
 
 import argparse
-import json
 import os
 import sys
 from pathlib import Path
@@ -24,7 +23,9 @@ from datasets.prepare.scan import Scan, shorten
 from datasets.prepare.summary import describe_duplicates, describe_folders, table
 from datasets.prepare.write_lists import leave_out, only_classes, split_good, write
 from utils.errors import UserError
+from utils.process.arguments import tool_parser
 from utils.process.cli import run
+from utils.reading import parse_json, read_bytes
 
 UNSPLIT = ("folder", "elpv")  # the kinds whose good images may not be split
 MAX_LINES = 100  # of files that cannot be used; more than that have one common cause
@@ -32,7 +33,7 @@ MAX_LINES = 100  # of files that cannot be used; more than that have one common 
 
 def parse_arguments() -> argparse.Namespace:
     form = {"formatter_class": argparse.RawDescriptionHelpFormatter}
-    parser = argparse.ArgumentParser(description=__doc__, **form)
+    parser = tool_parser(__doc__)
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND", help=", ".join(sorted(KINDS)))
     for name, kind in sorted(KINDS.items()):
         subparser = kinds.add_parser(name, description=f"{kind.layout}\n\n{kind.source}", **form)
@@ -64,7 +65,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def read_counts(path: Path) -> dict:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(read_bytes(path))
     except OSError as error:
         raise UserError(f"cannot read the count table {path}: {error.strerror}") from None
     except ValueError as error:

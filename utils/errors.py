@@ -1,5 +1,7 @@
 """The exceptions that end a tool with one line: a problem the user can fix, and a run that was asked to stop."""
 
+from utils.limits import MESSAGE
+
 
 class UserError(Exception):
     """A problem whose cause is outside the code: a key, a file, an image, a value.
@@ -9,8 +11,16 @@ class UserError(Exception):
 
     def __str__(self) -> str:
         # A DataLoader worker re-raises with its traceback written in front of the message; only the message is for people.
-        return super().__str__().rsplit("UserError: ", 1)[-1].strip()
+        text = super().__str__().rsplit("UserError: ", 1)[-1].strip()
+        if len(text) > MESSAGE:  # what is wrong stands at the end, where it is at the beginning
+            text = f"{text[: MESSAGE // 2]} … {text[-MESSAGE // 2 :]}"
+        return printable(text)
 
 
 class Interrupted(Exception):
     """A signal asked the run to stop, and it has saved its state. The message is one line; see utils.process.cli.run."""
+
+
+def printable(text: str) -> str:
+    """The text on one line of a terminal or a table, whatever characters it holds."""
+    return text if text.isprintable() else "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)

@@ -10,11 +10,12 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
-from datasets.images import ImageReader, count_frames
+from datasets.images import ImageReader, count_frames, reduction
 from datasets.lists import Record
 from datasets.prepare.near_duplicates import fingerprint
 from datasets.prepare.scan import Scan
 from utils.errors import UserError
+from utils.reading import read_bytes
 
 ALMOST_FULL = 0.8  # of a mask's pixels are marked
 ALMOST_BLACK = 16  # of 255: a 16-bit file of a 12-bit camera stays below when it is read at 8 bits
@@ -63,8 +64,9 @@ def _check(record: Record, parts: list[str], reader: ImageReader) -> Checked:
     name = record["filename"]
     try:
         reader.check_exists(name)
-        data = (reader.image_dir / name).read_bytes()
-        _check_complete(name, data)
+        data = read_bytes(reader.image_dir / name)
+        if reduction(data, name, reader.max_pixels) == 1:
+            _check_complete(name, data)
         image = reader.read(name)  # H x W x 3
         _check_is_no_mask(name, image)
     except UserError as error:

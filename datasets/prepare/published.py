@@ -1,7 +1,6 @@
 """How published data sets lie on disk: for each layout a test whether a folder has it, and a reader."""
 
 import csv
-import json
 import os
 import re
 from collections.abc import Iterator
@@ -11,6 +10,7 @@ from pathlib import Path
 from datasets.lists import image_names, join, lists_from_tree, record, records_of_class, subfolders
 from datasets.prepare.scan import Scan
 from utils.errors import UserError
+from utils.reading import parse_json, read_bytes
 
 VISA_SPLITS = "split_csv/1cls.csv"
 VISA_COLUMNS = ("object", "split", "label", "image", "mask")
@@ -100,7 +100,7 @@ def read_real_iad(root: Path) -> Scan:
     scan = Scan(root)
     for path in _real_iad_lists(root):
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = parse_json(read_bytes(path))
             normal, folder = content["meta"]["normal_class"], join(images, content["meta"]["prefix"].strip("/"))
             for split, records in (("train", scan.train), ("test", scan.test)):
                 for entry in content[split]:

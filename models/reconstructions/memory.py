@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from models.reconstructions.uniad import as_number, enlarge
 from utils.errors import UserError
+from utils.reading import parse_json
 
 BLOCK = 1024  # tokens compared at a time: the distances to them stay in a processor's cache
 PROJECTED = 32  # dimensions of the random projection in which a coreset is chosen
@@ -61,7 +62,13 @@ class Memory(nn.Module):
 
     @property
     def classes(self) -> list[str]:
-        return json.loads(self.names.cpu().numpy().tobytes())
+        try:
+            names = parse_json(self.names.cpu().numpy().tobytes())
+        except ValueError:
+            names = None
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise UserError("the memory's list of classes is damaged: fill it again")
+        return names
 
     def forward(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         """Takes `feature_align` BxCxhxw; returns `feature_rec` BxCxhxw, the nearest tokens, smoothed as the features are.

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import traceback
 from pathlib import Path
 
@@ -197,6 +198,32 @@ def test_a_missing_list_or_folder_is_named(folder):
 def test_an_unknown_type_is_named(folder):
     with pytest.raises(UserError, match="'imagenet' is not one of custom, cifar10"):
         build_dataset(config(folder, type="imagenet"), "test")
+
+
+@pytest.mark.parametrize("key", ["filename", "maskname"])
+@pytest.mark.parametrize("kind", ["absolute", "upwards"])
+def test_a_name_that_leads_outside_is_read_only_where_that_is_allowed(folder, tmp_path_factory, key, kind):
+    outside = tmp_path_factory.mktemp("outside") / "a.png"
+    save(outside, noise(25, 26, 3))
+    lines = read_lines(folder)
+    lines[5][key] = str(outside) if kind == "absolute" else f"nut/{os.path.relpath(outside, folder / 'nut')}"
+    write_lines(folder, lines)
+    for on_bad_image in ("stop", "skip"):
+        with pytest.raises(UserError, match=r"a\.png leads out of image_dir .*allow_outside=True.*list\.json"):
+            build_dataset(config(folder, on_bad_image=on_bad_image), "test")
+    allowed = config(folder)
+    allowed["image_reader"]["kwargs"]["allow_outside"] = True
+    assert build_dataset(allowed, "test")[5]["height"] == 25
+
+
+def test_an_image_that_is_too_large_costs_itself_only(folder, caplog):
+    save(folder / "nut/train/good/1.png", noise(60, 60, 3))
+    settings = config(folder, on_bad_image="skip", batch_size=6)
+    settings["image_reader"]["kwargs"]["max_pixels"] = 1000
+    (batch,) = build_dataloader(build_dataset(settings, "test"), settings, "test")
+    assert [Path(name).stem for name in batch["filename"]] == ["0", "2", "3", "4", "5"]
+    assert "1.png in image_dir" in caplog.text
+    assert "60 x 60 pixels, more than 1,000" in caplog.text
 
 
 # --- loaders ---

@@ -65,11 +65,13 @@ def test_files_lie_in_mvtec_layout(demo: Path):
 
 
 def test_images_are_256_pixels_square_in_colour_and_masks_hold_0_and_255(demo: Path):
-    for path in demo.glob("*/t*/*/*.png"):
+    pictures, masks = sorted(demo.glob("*/t*/*/*.png")), sorted(demo.glob("*/ground_truth/*/*.png"))
+    assert len(pictures) > len(masks) > len(CLASSES)
+    for path in pictures:
         picture = read(path)
         assert picture.shape == (256, 256, 3)
         assert picture.dtype == np.uint8
-    for path in demo.glob("*/ground_truth/*/*.png"):
+    for path in masks:
         mask = read(path)
         assert mask.shape == (256, 256)
         assert set(np.unique(mask)) == {0, 255}

@@ -15,7 +15,7 @@ from utils.config import load_config, to_plain
 from utils.process.distributed import Process
 from utils.training.feature_cache import cached
 
-FILES = ["features.bin", "key.json", "masks.bin", "sizes.bin"]
+FILES = ["features.bin", "key.json", "masks.bin", "sizes.bin", "sums.bin"]
 
 
 class Run:
@@ -24,7 +24,7 @@ class Run:
     def __init__(self, path: Path, *overrides: str, dtype: str = "float32") -> None:
         self.cfg = to_plain(load_config(path, overrides))
         self.dir = path.parent / "cache"
-        self.cfg["dataset"]["feature_cache"] = {"mode": "auto", "dtype": dtype, "dir": str(self.dir)}
+        self.cfg["dataset"]["feature_cache"] = {"mode": "auto", "dtype": dtype, "check": "sample", "dir": str(self.dir)}
         torch.manual_seed(0)
         self.network: Network = build_network(self.cfg["net"])
         self.computed = 0  # images that the backbone was run on

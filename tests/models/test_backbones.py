@@ -211,7 +211,9 @@ def test_the_weights_of_a_parallel_model_s_checkpoint_load_too(weights, tmp_path
 
 
 def test_without_pretrained_nothing_is_read(cache):
-    build(NAME, 1, pretrained_model="nowhere.pth")
+    backbone = build(NAME, 1, pretrained_model="nowhere.pth")
+    assert {tensor.isfinite().all().item() for tensor in backbone.state_dict().values()} == {True}
+    assert not list(cache.iterdir())
 
 
 class QuietHandler(SimpleHTTPRequestHandler):

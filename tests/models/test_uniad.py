@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from models.dropout import Dropout
 from models.losses import FeatureMSELoss
+from models.reconstructions.transformer import Attention, DecoderLayer, EncoderLayer
 from models.reconstructions.uniad import UniAD, build_neighbor_mask, jitter
 from tests.helpers.golden_cases import CASES, GOLDEN, golden_input, golden_weights
 from utils.errors import UserError
@@ -126,3 +128,74 @@ def test_the_map_is_made_in_evaluation_only_and_the_target_stays_clean() -> None
 def test_impossible_sizes_and_names_are_one_line(change: dict, named: str) -> None:
     with pytest.raises(UserError, match=named):
         build({**CASES["small"]["config"], **change})
+
+
+# --- dropout: the published weights above were compared at rate 0 ---
+
+RATE = 0.3
+
+
+@pytest.fixture
+def with_dropout() -> UniAD:
+    small = next(name for name in FORWARD_CASES if name.startswith("small"))
+    return build({**CASES[small]["config"], "dropout": RATE}).train()
+
+
+def test_each_dropout_has_the_configured_rate(with_dropout: UniAD) -> None:
+    modules = [module for module in with_dropout.modules() if isinstance(module, Dropout)]
+    assert modules
+    ones = torch.ones(200, 1000)
+    for module in modules:
+        first, second = module(ones), module(ones)
+        assert not torch.equal(first, second)
+        assert (first == 0).float().mean().item() == pytest.approx(RATE, abs=0.01)
+        assert first.mean().item() == pytest.approx(1, abs=0.02)
+        assert torch.equal(module.eval()(ones), ones)
+
+
+def test_each_attention_drops_weights_at_the_configured_rate(with_dropout: UniAD) -> None:
+    modules = [module for module in with_dropout.modules() if isinstance(module, Attention)]
+    assert modules
+    for module in modules:
+        size = module.out_proj.weight.shape[0]
+        with torch.no_grad():  # every key has the same weight, and an output is the weight of one key
+            module.in_proj_weight.zero_()
+            module.in_proj_bias.zero_()
+            module.in_proj_weight[2 * size :] = torch.eye(size)
+            module.out_proj.weight.copy_(torch.eye(size))
+            module.out_proj.bias.zero_()
+        tokens = torch.eye(size).expand(max(1, 200_000 // size**2), size, size)
+        first, second = module(tokens, tokens, tokens, None), module(tokens, tokens, tokens, None)
+        assert not torch.equal(first, second)
+        assert (first == 0).float().mean().item() == pytest.approx(RATE, abs=0.01)
+        assert torch.allclose(module.eval()(tokens, tokens, tokens, None), torch.tensor(1 / size))
+
+
+@pytest.mark.parametrize("part", ["attention", "feed-forward"])
+def test_each_layer_has_dropout_on_its_residuals(with_dropout: UniAD, part: str) -> None:
+    layers = [module for module in with_dropout.modules() if isinstance(module, EncoderLayer | DecoderLayer)]
+    assert {type(layer) for layer in layers} == {EncoderLayer, DecoderLayer}
+    for layer in layers:
+        attentions = [module for module in layer.children() if isinstance(module, Attention)]
+        for chosen in range(len(attentions) if part == "attention" else 1):
+            keep_one_branch(layer, attentions, attentions[chosen] if part == "attention" else None)
+            size = layer.norm1.weight.shape[0]
+            tokens, pos = torch.randn(2, 7, size), torch.zeros(7, size)
+            if isinstance(layer, DecoderLayer):
+                layer.learned_embed = torch.nn.Embedding(7, size)
+            args = (tokens, pos, None) if isinstance(layer, EncoderLayer) else (tokens, tokens, pos, None, None)
+            assert not torch.equal(layer(*args), layer(*args))
+            layer.dropout.eval()
+            assert torch.equal(layer(*args), layer(*args))
+            layer.dropout.train()
+
+
+def keep_one_branch(layer: torch.nn.Module, attentions: list[Attention], kept: Attention | None) -> None:
+    """Let all branches but one give 0, and that one a constant: what is random then is the dropout of its residual."""
+    with torch.no_grad():
+        for attention in attentions:
+            attention.dropout = 0.0
+            attention.out_proj.weight.zero_()
+            attention.out_proj.bias.copy_(torch.arange(attention.out_proj.bias.numel()) * float(attention is kept))
+        layer.linear2.weight.zero_()
+        layer.linear2.bias.copy_(torch.arange(layer.linear2.bias.numel()) * float(kept is None))

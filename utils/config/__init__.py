@@ -1,5 +1,5 @@
 """Configurations: YAML in, a checked EasyDict with every default and derived value out."""
 
-from utils.config.loading import CLASS_OUTPUTS, load_config, read_config, to_plain
+from utils.config.loading import CLASS_OUTPUTS, load_config, read_config, stored_config, to_plain
 
-__all__ = ["CLASS_OUTPUTS", "load_config", "read_config", "to_plain"]
+__all__ = ["CLASS_OUTPUTS", "load_config", "read_config", "stored_config", "to_plain"]

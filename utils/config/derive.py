@@ -18,6 +18,9 @@ from utils.errors import UserError
 
 log = logging.getLogger("uniad")
 
+# What `derive_net` adds to the kwargs of subnets.
+DERIVED = ("inplanes", "instrides", "outplanes", "feature_size", "input_size")
+
 # What may follow each other in `net`.
 CHAINS = (
     *(["backbone", "MFCN", kind] for kind in RECONSTRUCTIONS if kind != "Dinomaly"),

@@ -1,15 +1,18 @@
 """Reads a configuration: YAML, its base, overrides; the result is checked, complete and has absolute paths."""
 
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
 from easydict import EasyDict
 
-from utils.config.derive import check_data, check_training, derive_net
+from utils.config.derive import DERIVED, check_data, check_training, derive_net
 from utils.config.scalars import Scalar, as_value, load
 from utils.config.validation import Paths, validate
 from utils.errors import UserError
+from utils.limits import CONFIG_BYTES, DEPTH
+from utils.reading import check_path, check_plain, read_text
 
 # Training a class's vis decoder writes below <configuration's folder>/<class>/.
 CLASS_OUTPUTS = ("saver.save_dir", "saver.log_dir", "visualization.vis_dir")
@@ -35,7 +38,49 @@ def load_config(
 
     Raises UserError naming the file and the dotted key of each problem and, for an unknown key, the nearest valid one.
     """
-    config = read_config(path, overrides, needs, class_name, class_paths)
+    return complete(read_config(path, overrides, needs, class_name, class_paths), path)
+
+
+def stored_config(stored: Any, path: str | Path, needs: Iterable[str] = ()) -> EasyDict:
+    """A configuration as the checkpoint `path` holds it, checked and completed like one that is read from YAML.
+
+    needs: as in `load_config`. Raises UserError naming the checkpoint and the dotted key of each problem.
+    """
+    try:
+        check_plain(stored)
+        if not isinstance(stored, dict):
+            raise ValueError(f"{type(stored).__name__} in place of a mapping")
+    except ValueError as error:
+        raise UserError(f"{path}: its configuration cannot be used, it holds {error}") from None
+    raw = to_plain(stored)
+    raw["net"] = without_derived(raw.get("net"))
+    if isinstance(dataset := raw.get("dataset"), dict):  # there None stands for a section that is turned off
+        parts = {split: dataset.get(split) for split in ("train", "test") if isinstance(dataset.get(split), dict)}
+        off = {split: {key: False if value is None else value for key, value in part.items()} for split, part in parts.items()}
+        raw["dataset"] = {**dataset, **off}
+    for section in ("net", *needs):
+        if not raw.get(section):
+            raise UserError(f"{path}: its configuration has no section '{section}'")
+    try:
+        return complete(validate(raw), path)
+    except UserError as error:
+        raise UserError(f"{path}: its configuration cannot be used: {str(error).removeprefix(f'{path}: ')}") from None
+
+
+def without_derived(net: Any) -> Any:
+    """`net` as `complete` takes it: without what it adds."""
+    if not isinstance(net, list):
+        return net
+    return [
+        {**subnet, "kwargs": {key: value for key, value in subnet["kwargs"].items() if key not in DERIVED}}
+        if isinstance(subnet, dict) and isinstance(subnet.get("kwargs"), dict)
+        else subnet
+        for subnet in net
+    ]
+
+
+def complete(config: dict[str, Any], path: str | Path) -> EasyDict:
+    """Check a configuration across its sections and derive the values of `net`."""
     problems = []
     for step in (check_data, check_training, derive_net):
         try:
@@ -84,12 +129,16 @@ def read_with_base(path: Path, readers: tuple[Path, ...] = ()) -> dict[str, Any]
     raw = read_yaml(path)
     if (base := raw.pop("base", None)) is None:
         return raw
-    if not isinstance(base, str):
-        raise UserError(f"{path}: base must be a path, not {base!r}")
+    try:
+        check_path(base if isinstance(base, str) else None)
+    except (TypeError, ValueError):
+        raise UserError(f"{path}: base must be a path, not {base!r}") from None
     base_path, readers = path.parent / Path(base).expanduser(), (*readers, path.resolve())
+    if len(readers) > DEPTH:
+        raise UserError(f"{path}: more than {DEPTH} bases one upon the other")
     if base_path.resolve() in readers:
         raise UserError(f"{path}: base {base} leads back to {base_path.resolve()}: a configuration cannot be its own base")
-    if not base_path.is_file():
+    if not os.path.isfile(base_path):
         raise UserError(f"{path}: there is no base {base_path}; base is relative to the file that names it")
     return merge(read_with_base(base_path, readers), raw)
 
@@ -122,7 +171,7 @@ def to_plain(value: Any) -> Any:
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in the file. Raises UserError naming file and line."""
     try:
-        raw = load(path.read_text(encoding="utf-8"))
+        raw = load(read_text(path, CONFIG_BYTES))
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError as error:
@@ -143,7 +192,7 @@ def apply_override(raw: dict[str, Any], override: str) -> None:
         value = Scalar(text, as_value(load(text)))
     except UserError as error:
         value = Scalar(text, UserError(f"argument '{override}': the value is {error}"))
-    *parents, last = dotted.split(".")
+    *parents, last = dotted.split(".", DEPTH)
     node: Any = raw
     for part in parents:
         node = as_value(node)

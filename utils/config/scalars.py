@@ -1,11 +1,14 @@
 """YAML whose plain values keep their text: a key's kind decides whether `01` is the text 01 or the number 1."""
 
 import re
+from contextlib import suppress
 from typing import Any
 
 import yaml
 
 from utils.errors import UserError
+from utils.limits import DIGITS
+from utils.reading import check_plain, check_scalar
 
 NONE = ("", "None", "null")
 
@@ -68,10 +71,13 @@ class Loader(yaml.SafeLoader):
 
 
 def _construct(loader: Loader, node: yaml.ScalarNode) -> Any:
-    try:
-        value = yaml.SafeLoader.yaml_constructors[node.tag](loader, node)
-    except ValueError:  # looks like a date or a number, and is none
-        value = node.value
+    value = node.value
+    with suppress(ValueError, OverflowError):  # looks like a date or a number, and is none that can be used
+        if len(value) <= DIGITS:
+            read = yaml.SafeLoader.yaml_constructors[node.tag](loader, node)
+            if isinstance(read, int | float):
+                check_scalar(read)
+            value = read
     return value if node.style else Scalar(node.value, value)
 
 
@@ -85,7 +91,9 @@ for kind in ("bool", "int", "float", "timestamp"):
 def load(text: str) -> Any:
     """The content of a YAML text. Raises UserError with the line of what is wrong."""
     try:
-        return yaml.load(text, Loader)
+        content = yaml.load(text, Loader)
+        check_plain(content)
+        return content
     except (yaml.YAMLError, ValueError, TypeError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f"line {mark.line + 1}: " if mark else ""

@@ -5,19 +5,21 @@ paths are relative to the folder of the configuration that is run; utils.config.
 """
 
 import typing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import UnionType
 from typing import Annotated, Any, Literal
 
-from annotated_types import Gt, Len
-from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
+from annotated_types import Gt, Le, Len
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model, model_validator
 from pydantic.fields import FieldInfo
 
 from models.backbones.specs import SPECS
 from models.losses import LOSSES
 from models.network import SUBNETS as SUBNET_TYPES
 from utils.config.scalars import as_plain, as_text, as_value
+from utils.limits import LAYERS, PIXELS, SIDE, WIDTH, WORKERS
+from utils.reading import check_path, check_text
 
 
 @dataclass(frozen=True)
@@ -27,20 +29,30 @@ class Kind:
     words: str
 
 
+def checked(check: Callable[[str], None]) -> Callable[[str], str]:
+    """A check as a validator."""
+
+    def validator(text: str) -> str:
+        check(text)
+        return text
+
+    return validator
+
+
 PATH = Kind("a path")
 Int = Annotated[int, Kind("a whole number")]
 Number = Annotated[int | float, Kind("a number")]
 Bool = Annotated[bool, Kind("True or False")]
-Text = Annotated[str, Kind("a text")]
-PathText = Annotated[str, PATH]
+Text = Annotated[str, AfterValidator(checked(check_text)), Kind("a text")]
+PathText = Annotated[str, AfterValidator(checked(check_path)), PATH]
 Mapping = Annotated[dict[str, Any], Kind("a mapping of keys")]
-PositiveInt = Annotated[int, Gt(0)]
+PositiveInt = Annotated[int, Gt(0), Le(SIDE)]
 Size = Annotated[list[PositiveInt], Len(2, 2), Kind("two positive whole numbers [height, width]")]
 Triple = Annotated[list[int | float], Len(3, 3), Kind("three numbers, one a channel")]
 Bools = Annotated[list[bool], Len(3, 3), Kind("three of True and False")]
 Ints = Annotated[list[int], Len(1), Kind("a list of whole numbers")]
 Strides = Annotated[list[PositiveInt], Len(1), Kind("a list of positive whole numbers")]
-Names = Annotated[list[str], Kind("a list of names")]
+Names = Annotated[list[Annotated[str, AfterValidator(checked(check_text))]], Kind("a list of names")]
 
 
 def key(meaning: str, default: Any = ..., ge: float | None = None, le: float | None = None) -> Any:
@@ -80,7 +92,7 @@ def read_as(field: FieldInfo, value: Any) -> Any:
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
     @model_validator(mode="before")
     @classmethod
@@ -100,6 +112,12 @@ class Section(BaseModel):
 class ReaderKwargs(Section):
     image_dir: PathText = key("custom: the folder to which the names in the list are relative")
     color_mode: Literal["RGB", "BGR", "GRAY"] = key("custom: channel order; GRAY is three equal channels", "RGB")
+    max_pixels: Int = key(
+        "custom: an image of more pixels is a bad image; a JPEG is decoded at a half to an eighth of its size instead (ours)",
+        PIXELS,
+        ge=1,
+    )
+    allow_outside: Bool = key("custom: names in the list may be absolute, or lead out of image_dir by .. (ours)", False)
 
 
 class ImageReader(Section):
@@ -112,6 +130,7 @@ class FeatureCache(Section):
         "auto: compute frozen features once and read them back; where they change, keep the resized images", "auto"
     )
     dtype: Literal["float32", "bfloat16", "float16"] = key("number format of the stored features", "float32")
+    check: Literal["sample", "all"] = key("which checksums are compared before a cache is used, of some rows or of all", "sample")
     dir: PathText = key("folder of the features, on a disk that all processes share", "feature_cache")
 
 
@@ -135,7 +154,7 @@ class DatasetKeys(Section):
     pixel_mean: Triple = key("mean to subtract from pixel values in 0..1")
     pixel_std: Triple = key("deviation by which they are divided")
     batch_size: Int = key("images a batch in each process", ge=1)
-    workers: Int = key("worker processes that read images, for each process", 2, ge=0)
+    workers: Int = key("worker processes that read images, for each process", 2, ge=0, le=WORKERS)
     on_bad_image: Literal["stop", "skip"] = key(
         "custom: an image or mask that is missing or unreadable ends the run with its name, or is skipped, counted and reported; "
         "in training the next image takes its place",
@@ -351,11 +370,11 @@ class SaveRecon(Section):
 
 class UniADKwargs(Section):
     pos_embed_type: Literal["learned", "sine"] = key("position embedding", "learned")
-    hidden_dim: Int = key("width of a token inside the transformer", ge=1)
-    nhead: Int = key("attention heads", ge=1)
-    num_encoder_layers: Int = key("encoder layers", ge=0)
-    num_decoder_layers: Int = key("decoder layers", ge=1)
-    dim_feedforward: Int = key("width of the feed-forward", ge=1)
+    hidden_dim: Int = key("width of a token inside the transformer", ge=1, le=WIDTH)
+    nhead: Int = key("attention heads", ge=1, le=LAYERS)
+    num_encoder_layers: Int = key("encoder layers", ge=0, le=LAYERS)
+    num_decoder_layers: Int = key("decoder layers", ge=1, le=LAYERS)
+    dim_feedforward: Int = key("width of the feed-forward", ge=1, le=WIDTH)
     dropout: Number = key("dropout rate, below 1", 0.1, ge=0, le=1)
     activation: Literal["relu", "gelu"] = key("activation of the feed-forward", "relu")
     normalize_before: Bool = key("norm before each sub-layer instead of after it", False)
@@ -367,7 +386,7 @@ class UniADKwargs(Section):
 
 class MemoryKwargs(Section):
     max_tokens: Int = key("normal tokens to keep, an equal share for each class", 20000, ge=1)
-    smooth: Int = key("side of the window over which features are averaged; 1: none", 3, ge=1)
+    smooth: Int = key("side of the window over which features are averaged; 1: none", 3, ge=1, le=SIDE)
     coreset: Literal["greedy", "random"] = key("how they are chosen: far from each other, or at random", "greedy")
     distance: Literal["deviations", "angle"] = key(
         "channels in units of their deviation, or the angle between tokens", "deviations"
@@ -376,21 +395,21 @@ class MemoryKwargs(Section):
 
 
 class DinomalyKwargs(Section):
-    nhead: Int = key("attention heads", 12, ge=1)
-    num_decoder_layers: Int = key("decoder layers, as many as the backbone's outlayers", 8, ge=1)
+    nhead: Int = key("attention heads", 12, ge=1, le=LAYERS)
+    num_decoder_layers: Int = key("decoder layers, as many as the backbone's outlayers", 8, ge=1, le=LAYERS)
     groups: list[Ints] = key("which of these layers, from 0, are compared together", [[0, 1, 2, 3], [4, 5, 6, 7]])
     dropout: Number = key("dropout rate of the bottleneck, below 1", 0.2, ge=0, le=1)
 
 
 class DiscriminatorKwargs(Section):
-    outstride: Int = key("stride of its grid, e.g. 8, finer than the neck's", ge=1)
-    hidden_dim: Int = key("its channels", 128, ge=2)
+    outstride: Int = key("stride of its grid, e.g. 8, finer than the neck's", ge=1, le=SIDE)
+    hidden_dim: Int = key("its channels", 128, ge=2, le=WIDTH)
     weight: Number = key("what a certain defect adds to the distance, in deviations", 3.0, ge=0)
 
 
 class VisDecoderKwargs(Section):
     block_type: Literal["basic", "bottle"] = key("residual block")
-    width: Int = key("channels of the last stage, the others in proportion; smaller is faster (ours)", 128, ge=8)
+    width: Int = key("channels of the last stage, the others in proportion; smaller is faster (ours)", 128, ge=8, le=WIDTH)
     initializer: Initializer | None = None
 
 

@@ -23,6 +23,7 @@ import numpy as np
 
 from utils.errors import UserError
 from utils.files import write_text
+from utils.reading import parse_json, read_bytes
 
 NAME = "calibration.json"
 CONFIDENCE = 0.95  # of every interval
@@ -70,13 +71,15 @@ class Calibration:
         """Raises KeyError, TypeError or ValueError for what is no calibration."""
 
         def threshold(entry: Mapping[str, Any]) -> Threshold:
-            low, high = map(float, entry["false_alarm_rate"])
+            low, high = map(finite, entry["false_alarm_rate"])
             pixel = entry.get("pixel_threshold")
-            values = (float(entry["threshold"]), int(entry["images"]), (low, high))
-            return Threshold(*values, None if pixel is None else float(pixel), tuple(map(float, entry.get("scores", ()))))
+            values = (finite(entry["threshold"]), int(entry["images"]), (low, high))
+            return Threshold(*values, None if pixel is None else finite(pixel), tuple(map(finite, entry.get("scores", ()))))
 
         classes = {clsname: threshold(entry) for clsname, entry in content["classes"].items()}
-        return cls(**{**content, "pooled": threshold(content["pooled"]), "classes": classes})
+        rate, min_area, typical = (finite(content.get(key, 0.0)) for key in ("false_alarm_rate", "min_area", "typical"))
+        numbers = {"false_alarm_rate": rate, "min_area": min_area, "typical": typical}
+        return cls(**{**content, **numbers, "pooled": threshold(content["pooled"]), "classes": classes})
 
     def of(self, class_name: str | None = None) -> Threshold:
         """A class's threshold, else the pooled one. Raises UserError for a class that has none."""
@@ -85,6 +88,13 @@ class Calibration:
         if class_name not in self.classes:
             raise UserError(f"the calibration has no class '{class_name}': its classes are {', '.join(sorted(self.classes))}")
         return self.classes[class_name]
+
+
+def finite(value: float) -> float:
+    """Raises ValueError for what is no finite number: no score is above NaN."""
+    if isinstance(value, bool | str) or not math.isfinite(value):
+        raise ValueError(f"{value!r} is not a finite number")
+    return float(value)
 
 
 def calibrate(
@@ -161,7 +171,7 @@ def save_calibration(calibration: Calibration, checkpoint: str | Path) -> Path:
 def read_calibration(path: str | Path) -> Calibration | None:
     """None where there is no such file. Raises UserError naming one that is no calibration."""
     try:
-        return Calibration.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
+        return Calibration.from_dict(parse_json(read_bytes(path)))
     except FileNotFoundError:
         return None
     except OSError as error:

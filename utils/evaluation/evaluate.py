@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -24,7 +24,7 @@ from utils.evaluation.maps import PLAIN, MapForm
 from utils.evaluation.metrics import PIXEL, ScoreKey, evaluate_class, image_keys, image_score, wanted_metrics
 from utils.evaluation.naming import feature_names
 from utils.evaluation.results import KINDS, Results
-from utils.files import write_atomically, write_text
+from utils.files import to_cell, write_below, write_text
 from utils.process.distributed import SINGLE_PROCESS, Process, gather_everywhere, to_device
 from utils.process.precision import autocast
 from utils.process.skipped import report_skipped
@@ -137,7 +137,7 @@ def evaluate(
         if recon_dir is not None:
             neck = next(subnet for subnet in network.children() if isinstance(subnet, MFCN))
             features = neck.in_backbone_units(outputs["feature_rec"])  # which vis decoders draw
-            save_reconstructions(features, [Path(recon_dir) / names[index] for index in batch["index"]])
+            save_reconstructions(features, recon_dir, [names[index] for index in batch["index"]])
         parts.append(
             Evaluation(  # of copies: a tensor that a worker made keeps a file open for as long as it lives
                 size=tuple(outputs["pred"].shape[2:]),
@@ -157,10 +157,10 @@ def evaluate(
     return Evaluation.join(joined)
 
 
-def save_reconstructions(feature_rec: Tensor, paths: Sequence[Path]) -> None:
-    """feature_rec: BxCxhxw; one file an image, <path>.npy, Cxhxw float32."""
-    for features, path in zip(feature_rec.float().cpu().numpy(), paths, strict=True):
-        write_atomically(f"{path}.npy", lambda file, features=features: np.save(file, features))
+def save_reconstructions(feature_rec: Tensor, folder: str | Path, names: Sequence[PurePath]) -> None:
+    """feature_rec: BxCxhxw; one file an image, <folder>/<name>.npy, Cxhxw float32."""
+    for features, name in zip(feature_rec.float().cpu().numpy(), names, strict=True):
+        write_below(folder, f"{name}.npy", lambda file, features=features: np.save(file, features))
 
 
 def compute_metrics(evaluation: Evaluation, metrics: dict[str, Any], process: Process = SINGLE_PROCESS) -> Results:
@@ -193,7 +193,8 @@ def write_results(folder: str | Path, evaluation: Evaluation, results: Results, 
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["filename", "clsname", "label", *columns, DEFECT])
-    writer.writerows(zip(evaluation.filenames, evaluation.clsnames, evaluation.labels, *scores, defects, strict=True))
+    names = (map(to_cell, column) for column in (evaluation.filenames, evaluation.clsnames))
+    writer.writerows(zip(*names, evaluation.labels, *scores, defects, strict=True))
     write_text(Path(folder) / "scores.csv", text.getvalue())
 
 

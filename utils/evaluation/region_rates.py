@@ -14,7 +14,8 @@ from utils.evaluation.calibration import Calibration, binomial_interval
 from utils.evaluation.evaluate import REGION_RATES, REGIONS, Evaluation
 from utils.evaluation.regions import find_regions
 from utils.evaluation.results import AGAIN, align_table, percentages, read_json, share
-from utils.files import write_text
+from utils.files import to_cell, write_text
+from utils.reading import read_text
 
 COLUMNS = ("filename", "clsname", "label", "x", "y", "width", "height", "percent", "peak", "mean", "on_defect")
 HEADER = ("class", "good with a region", "(95 %)", "defects found", "pixel precision", "pixel recall")
@@ -63,7 +64,7 @@ def measure_regions(folder: str | Path, evaluation: Evaluation, calibration: Cal
         for number, region in enumerate(regions, start=1):
             box = (region.x, region.y, region.width, region.height)
             values = (f"{value:.8g}" for value in (100 * region.share, region.peak, region.mean))
-            writer.writerow([file, name, label, *box, *values, int(number in on_defect)])
+            writer.writerow([to_cell(file), to_cell(name), label, *box, *values, int(number in on_defect)])
     rates = dict(sorted(rates.items()))
     write_text(Path(folder) / REGIONS, text.getvalue())
     content = {"false_alarm_rate": calibration.false_alarm_rate, "classes": {name: asdict(r) for name, r in rates.items()}}
@@ -110,7 +111,7 @@ def read_region_areas(path: Path) -> dict[int, np.ndarray]:
     """The areas of the regions in regions.csv, in % of the image: of good and of defective images. UserError names the file."""
     areas: dict[int, list[float]] = {0: [], 1: []}
     try:
-        with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
+        with io.StringIO(read_text(path, errors="surrogateescape"), newline="") as file:
             for row in csv.DictReader(file):
                 areas[int(row["label"])].append(float(row["percent"]))
         found = {label: np.array(values, np.float64) for label, values in areas.items()}

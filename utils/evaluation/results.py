@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from utils.errors import UserError
+from utils.errors import UserError, printable
 from utils.files import write_text
+from utils.reading import parse_json, read_bytes
 
 Column = tuple[str, str]  # score name and kind of metric
 
@@ -85,7 +86,7 @@ def read_run(path: Path) -> dict[str, Any]:
 
 def read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(read_bytes(path))
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     except ValueError as error:
@@ -123,6 +124,7 @@ def header(columns: Sequence[Column]) -> list[str]:
 
 def align_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Cells in columns, the first to the left, the others to the right; the last row is set apart."""
+    header, *rows = [list(map(printable, cells)) for cells in (header, *rows)]
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
 
     def line(cells: Sequence[str]) -> str:

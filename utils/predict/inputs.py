@@ -80,10 +80,10 @@ def find_inputs(given: Sequence[str], out: str | Path) -> Inputs:
         if text.startswith(STREAMS):
             found.camera = text
             continue
-        if path.is_dir():
+        if os.path.isdir(path):
             root, reason = path, "there is no image or video in it"
             tree = walk_images(root, KNOWN, (out, *own))
-        elif path.exists():
+        elif os.path.exists(path):
             root, tree, reason = path.parent, Tree([path.name]), ""
         elif text.isdigit():
             found.camera = int(text)

@@ -1,18 +1,38 @@
 """The engine of an exported ONNX file: onnxruntime, without torch."""
 
 import importlib
-import json
+import os
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
+from datasets.images import COLOR_MODES, RESAMPLE
 from utils.errors import UserError
 from utils.evaluation.calibration import Calibration
+from utils.limits import SIDE
+from utils.reading import parse_json
 
 FORMAT_VERSION = 1  # of an exported file's inputs, outputs and metadata
-METADATA = ("input_size", "color_mode", "resample", "score", "calibration", "classes", "epoch")  # entries beside the version
+OUTPUTS = {"score": 1, "map": 3}  # with their dimensions
+INPUTS = ("tensor(uint8)", "tensor(float)")
+
+
+def is_size(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(type(side) is int and 1 <= side <= SIDE for side in value)
+
+
+METADATA: dict[str, Callable[[Any], bool]] = {  # entries beside the version, and what they may be
+    "input_size": is_size,
+    "color_mode": lambda value: value in COLOR_MODES,
+    "resample": lambda value: isinstance(value, str) and value in RESAMPLE,
+    "score": lambda value: value in ("mean", "std", "max", "top"),
+    "calibration": lambda value: value is None,
+    "classes": lambda value: isinstance(value, list) and all(isinstance(name, str) for name in value),
+    "epoch": lambda value: value is None or type(value) is int,
+}
 
 
 class OnnxEngine:
@@ -25,7 +45,7 @@ class OnnxEngine:
     def __init__(self, file: str | Path | bytes) -> None:
         onnxruntime = import_package("onnxruntime")
         name = "the exported file" if isinstance(file, bytes) else str(file)
-        if not isinstance(file, bytes) and not Path(file).is_file():
+        if not isinstance(file, bytes) and not os.path.isfile(file):
             raise UserError(f"{name}: there is no such file")
         available = onnxruntime.get_available_providers()
         providers = [provider for provider in ("CUDAExecutionProvider", "CPUExecutionProvider") if provider in available]
@@ -40,13 +60,12 @@ class OnnxEngine:
         self.resample: str = metadata["resample"]
         self.score: str = metadata["score"]
         self.classes: list[str] = metadata["classes"]
-        self.calibration = metadata["calibration"] and Calibration.from_dict(metadata["calibration"])
+        self.calibration: Calibration | None = metadata["calibration"]
         self.epoch: int | None = metadata["epoch"]
-        (image,) = self.session.get_inputs()
+        image, self.name = check_graph(self.session, self.input_size, name), name
         self.takes_uint8 = image.type == "tensor(uint8)"
-        self.batch_size: int | None = (
-            image.shape[0] if isinstance(image.shape[0], int) else None
-        )  # another tool may have fixed it
+        batch_size = image.shape[0]  # another tool may have fixed it
+        self.batch_size: int | None = batch_size if isinstance(batch_size, int) else None
 
     def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """images: BxHxWx3 RGB of `input_size`, uint8, or float32 in 0..1. Returns scores, B, and maps, BxHxW, both float32."""
@@ -57,9 +76,27 @@ class OnnxEngine:
         for start in range(0, len(images), size):
             part = images[start : start + size]
             filled = np.concatenate([part, np.repeat(part[-1:], size - len(part), axis=0)])
-            parts.append([output[: len(part)] for output in self.session.run(["score", "map"], {"image": filled})])
+            try:
+                outputs = self.session.run(list(OUTPUTS), {"image": filled})
+            except Exception as error:  # e.g. not enough memory
+                raise UserError(f"{self.name}: its network cannot be run ({error})") from None
+            parts.append([output[: len(part)] for output in outputs])
         scores, maps = map(np.concatenate, zip(*parts, strict=True))
+        if scores.shape != images.shape[:1] or maps.shape != images.shape[:3]:
+            raise UserError(f"{self.name}: gives scores {scores.shape} and maps {maps.shape} for images {images.shape}")
         return scores, maps
+
+
+def check_graph(session: Any, size: tuple[int, int], name: str) -> Any:
+    """The description of the input. Raises UserError if the network is not one that takes an image and gives score and map."""
+    inputs, outputs = session.get_inputs(), {output.name: len(output.shape) for output in session.get_outputs()}
+    image = inputs[0] if len(inputs) == 1 else None
+    is_image = image and image.name == "image" and image.type in INPUTS and len(image.shape) == 4
+    sides = zip(image.shape[1:], (*size, 3), strict=True) if is_image else ()
+    fits = is_image and all(own == side for own, side in sides if isinstance(own, int))
+    if not fits or {key: outputs.get(key) for key in OUTPUTS} != OUTPUTS:
+        raise UserError(f"{name}: its network does not turn an image of {size[0]} x {size[1]} pixels into score and map")
+    return image
 
 
 def read_metadata(entries: dict[str, str], name: str) -> dict[str, Any]:
@@ -69,7 +106,17 @@ def read_metadata(entries: dict[str, str], name: str) -> dict[str, Any]:
         raise UserError(f"{name}: not written by tools/export.py, it does not describe its inputs and outputs")
     if version != str(FORMAT_VERSION):
         raise UserError(f"{name}: of format {version}, and this version reads format {FORMAT_VERSION}: export it again")
-    return {key: json.loads(entries[key]) for key in METADATA}
+    values = {}
+    for key, is_valid in METADATA.items():
+        try:
+            values[key] = parse_json(entries[key])
+            if key == "calibration" and values[key] is not None:
+                values[key] = Calibration.from_dict(values[key])
+            elif not is_valid(values[key]):
+                raise ValueError
+        except (AttributeError, KeyError, TypeError, ValueError):
+            raise UserError(f"{name}: its metadata '{key}' cannot be used: export it again") from None
+    return values
 
 
 def import_package(package: str) -> ModuleType:

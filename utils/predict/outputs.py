@@ -25,9 +25,10 @@ import numpy as np
 
 from utils.errors import UserError
 from utils.evaluation.decisions import Decision, Rule
-from utils.files import write_atomically, write_text
+from utils.files import from_cell, open_to_append, to_cell, write_atomically, write_below, write_text
 from utils.predict.batches import Result
 from utils.predict.pictures import draw
+from utils.reading import parse_json, read_bytes
 from utils.report.drawing import save_picture
 
 COLUMNS = ("file", "score", "decision", "ratio", "p", "regions", "largest_percent", "latency_ms")
@@ -70,7 +71,7 @@ class Output:
         """The content of predict.json, which must fit `settings`; they are written if the folder is new."""
         path = self.out / "predict.json"
         try:
-            saved = json.loads(path.read_text(encoding="utf-8"))
+            saved = parse_json(read_bytes(path))
             for key, label in LABELS.items():
                 given, known = settings[key], saved[key]
                 is_below = key == "folder" and given and known and Path(known) in Path(given).parents  # None for a camera
@@ -90,8 +91,10 @@ class Output:
 
     def _read(self, path: Path, columns: Sequence[str]) -> list[dict[str, Any]]:
         """The lines of a table, which is started if it is new; a line that was cut is removed."""
+        if path.is_symlink():
+            raise UserError(f"{path}: is a link; remove it")
         try:
-            data = path.read_bytes() if path.exists() else b""
+            data = read_bytes(path) if path.exists() else b""
             length = complete_length(data, quotes=self.format == "csv")
             if length < len(data):
                 os.truncate(path, length)
@@ -103,9 +106,9 @@ class Output:
         try:
             if self.format == "csv":
                 rows = csv.reader(io.StringIO(text, newline=""))
-                lines = [dict(zip(columns, row, strict=True)) for row in rows if row != list(columns)]
+                lines = [dict(zip(columns, map(from_cell, row), strict=True)) for row in rows if row != list(columns)]
             else:
-                lines = [json.loads(line) for line in text.split("\n")[:-1]]
+                lines = [parse_json(line) for line in text.split("\n")[:-1]]
             if path == self.scores:
                 self.verdicts.update(line["decision"] for line in lines if line["decision"])
             return [line for line in lines if line["file"]]
@@ -143,25 +146,26 @@ class Output:
     def _line(self, values: dict[str, Any]) -> str:
         if self.format == "jsonl":
             return json.dumps(values) + "\n"
-        return ",".join("" if value is None else quoted(str(value)) for value in values.values()) + "\n"
+        cells = (quoted(value) if isinstance(value, str) else "" if value is None else str(value) for value in values.values())
+        return ",".join(cells) + "\n"
 
     def _append(self, path: Path, text: str) -> None:
         try:
-            with open(path, "ab") as file:
+            with open_to_append(path) as file:
                 file.write(text.encode("utf-8", "surrogateescape"))
         except OSError as error:
             raise UserError(f"{path}: cannot be written ({error.strerror})") from None
 
     def save_picture(self, result: Result, decision: Decision, rule: Rule) -> None:
-        save_picture(self.out / "pictures" / unique_name(result.file, ".jpg"), draw(result, decision, rule))
+        save_picture(self.out, "pictures" / unique_name(result.file, ".jpg"), draw(result, decision, rule))
 
     def save_mask(self, result: Result, decision: Decision) -> None:
         _, encoded = cv2.imencode(".png", decision.mask * np.uint8(255), [cv2.IMWRITE_PNG_BILEVEL, 1])
-        write_atomically(self.out / "masks" / unique_name(result.file, ".png"), lambda file: file.write(encoded.tobytes()))
+        write_below(self.out, "masks" / unique_name(result.file, ".png"), lambda file: file.write(encoded.tobytes()))
 
     def save_map(self, result: Result, anomaly_map: np.ndarray) -> None:
         """anomaly_map: h x w, of the image's size."""
-        write_atomically(self.out / "maps" / unique_name(result.file, ".npy"), lambda file: np.save(file, anomaly_map))
+        write_below(self.out, "maps" / unique_name(result.file, ".npy"), lambda file: np.save(file, anomaly_map))
 
     def save_errors(self, errors: Sequence[Result]) -> Path:
         """Write errors.csv, or remove an earlier run's if there are no errors; returns its path."""
@@ -189,7 +193,8 @@ def complete_length(data: bytes, quotes: bool) -> int:
 
 
 def quoted(text: str) -> str:
-    """A field of a CSV file."""
+    """A text as a field of a CSV file."""
+    text = to_cell(text)
     return '"' + text.replace('"', '""') + '"' if any(mark in text for mark in ',"\r\n') else text
 
 

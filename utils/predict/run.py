@@ -15,6 +15,7 @@ from utils.errors import UserError
 from utils.evaluation.calibration import file_hash
 from utils.evaluation.decisions import Decision, Rule
 from utils.evaluation.drift import Drift
+from utils.files import lock
 from utils.predict.batches import Result, predict_batches
 from utils.predict.coco import write_coco
 from utils.predict.inputs import VIDEO_EXTENSIONS, Inputs, find_inputs, items, watch_folder, watched_items
@@ -61,12 +62,13 @@ def predict_into(out: str | Path, checkpoint: str | Path, predictor: Predictor, 
     errors = [Result(file, reason) for file, reason in inputs.missing]
     if not inputs.paths and not inputs.is_live:
         raise UserError("; ".join(map(error_line, errors)))
-    output = Output(out, settings)
-    before = len(output.done)
-    try:
-        predict_missing(predictor, output, inputs, options, errors)
-    finally:
-        path = output.save_errors(errors)
+    with lock(out):
+        output = Output(out, settings)
+        before = len(output.done)
+        try:
+            predict_missing(predictor, output, inputs, options, errors)
+        finally:
+            path = output.save_errors(errors)
     done = output.done.union(file.rpartition("#")[0] for file in output.done)  # frames count for their video
     if done.isdisjoint(inputs.named(output.folder)) and inputs.watched is None:
         more = f" (all of them: {path})" if len(errors) > 1 else ""
@@ -137,4 +139,4 @@ def describe_decisions(output: Output, rule: Rule) -> list[str]:
 
 def error_line(result: Result) -> str:
     """File and error on one line of a terminal, whatever characters a file's name holds."""
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in f"{result.file}: {result.error}")
+    return str(UserError(f"{result.file}: {result.error}"))

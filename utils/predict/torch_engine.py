@@ -1,5 +1,6 @@
 """The engine of a checkpoint: PyTorch."""
 
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from datasets.transforms import Transform
 from models import build_network, find_memory
-from utils.config import load_config
+from utils.config import load_config, stored_config
 from utils.config.schema import MAKES_MAPS, SUBNET_KINDS
 from utils.errors import UserError
 from utils.evaluation.calibration import calibration_of
@@ -29,7 +30,7 @@ SECTIONS = ("dataset", "evaluator", "net")
 class TorchEngine:
     """A checkpoint's network, an Engine of utils.predict.predictor.
 
-    Also `epoch`, `config`, which the network was built from, and `trained`, the configuration in the checkpoint, or None.
+    Also `epoch`, and `config`, which the network was built from.
     """
 
     def __init__(
@@ -41,12 +42,15 @@ class TorchEngine:
         score: str | None = None,
     ) -> None:
         """See Predictor.from_checkpoint. score: the image score; None: the calibration's, else headline_score's."""
-        content = load_checkpoint(path)
+        self.path, content = path, load_checkpoint(path)
         self.epoch: int | None = content.get("epoch")
-        self.trained: dict[str, Any] | None = content.get("config")
+        self.stored: Any = content.get("config")
         if isinstance(config, str | Path):
             config = load_config(config, needs=SECTIONS)
-        self.config = EasyDict(check_config(config or self.trained, path))
+        elif config is not None:
+            config = stored_config(config, path, ("dataset",))
+        self.config: EasyDict = config or self.trained
+        check_makes_maps(self.config, path)
         self.device = parse_device(device) if device else choose_device(0)
         self.precision = choose_precision((self.config.get("trainer") or {}).get("precision", "float32"))
         self.network = build_network(self.config.net, with_pretrained=False).to(self.device).eval()
@@ -70,6 +74,11 @@ class TorchEngine:
             self.memory.compared()  # raises for an unknown class
             self.calibration = None  # it is of scores by the whole memory
 
+    @cached_property
+    def trained(self) -> EasyDict | None:
+        """The configuration in the checkpoint, checked like one in a file; None: it holds none."""
+        return None if self.stored is None else stored_config(self.stored, self.path, ("dataset",))
+
     @torch.no_grad()
     def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """See Engine."""
@@ -91,13 +100,12 @@ def uncrop(maps: Tensor, transform: Transform) -> Tensor:
     return F.pad(maps, padding)
 
 
-def check_config(config: dict[str, Any] | None, path: str | Path) -> dict[str, Any]:
-    """The configuration. Raises UserError if there is none, or one of a network that makes no anomaly maps."""
+def check_makes_maps(config: EasyDict | None, path: str | Path) -> None:
+    """Raises UserError if there is no configuration, or one of a network that makes no anomaly maps."""
     if config is None:
         raise UserError(f"{path}: holds no configuration, like every published checkpoint: give the experiment's with --config")
     if not config.get("evaluator") or not any(SUBNET_KINDS.get(subnet["type"]) in MAKES_MAPS for subnet in config["net"]):
         raise UserError(f"{path}: its network makes no anomaly maps; give a checkpoint of tools/train_val.py")
-    return config
 
 
 def parse_device(name: str) -> torch.device:

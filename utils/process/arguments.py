@@ -1,11 +1,22 @@
 """Command-line arguments that several tools share. Nothing here imports torch."""
 
 import argparse
+import math
+
+from utils.errors import UserError
+from utils.limits import WHOLE
+
+
+class Parser(argparse.ArgumentParser):
+    """Its errors are as short as all others."""
+
+    def error(self, message: str) -> None:
+        super().error(str(UserError(message)))
 
 
 def tool_parser(description: str) -> argparse.ArgumentParser:
     """A parser that shows a tool's docstring as it is written."""
-    return argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    return Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,8 +27,15 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
 
 def positive_int(text: str) -> int:
     number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
+    if not 1 <= number <= WHOLE:
+        raise argparse.ArgumentTypeError("must be at least 1" if number < 1 else "is too large")
+    return number
+
+
+def finite_float(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise argparse.ArgumentTypeError("must be a finite number")
     return number
 
 

@@ -12,11 +12,13 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import torch
+from pydantic import BaseModel, Field, ValidationError
 from torch import Tensor, nn
 
 from models.backbones.pretrained import misfits
 from utils.errors import UserError
 from utils.files import write_atomically
+from utils.limits import EPOCHS
 
 LAST, PREVIOUS, BEST, ALL = "ckpt.pth.tar", "ckpt_previous.pth.tar", "ckpt_best.pth.tar", "ckpt*.pth.tar"
 PREFIX = "module."  # published checkpoints were saved from inside DistributedDataParallel
@@ -33,6 +35,23 @@ SAFE_GLOBALS = [
 
 
 log = logging.getLogger("uniad")
+
+
+class Position(BaseModel, strict=True):
+    """How far a checkpoint's run is in its epoch."""
+
+    images: int = Field(ge=0)
+    steps: int = Field(ge=0)
+    loss_sums: list[float]
+
+
+class State(BaseModel, strict=True):
+    """What a checkpoint may say of its run, beside weights, configuration, optimiser, schedule and random states."""
+
+    epoch: int = Field(0, ge=0, le=EPOCHS)
+    best_metric: float = 0.0
+    history: list[dict[str, float]] = []
+    running_epoch: Position | None = None
 
 
 def save_checkpoint(path: str | Path, content: dict[str, Any], previous: Path | None = None) -> None:
@@ -61,12 +80,12 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     or no checkpoint.
     """
     path = Path(path)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise UserError(f"{path}: there is no such checkpoint; train first, or name another")
     try:
         with open(path, "rb") as file:
             is_zip = file.read(4) == b"PK\x03\x04"  # as torch itself decides
-        if is_zip and not is_sound(path):  # torch does not verify the checksums
+        if is_zip and not is_sound(path):  # torch verifies neither checksums nor sizes
             raise zipfile.BadZipFile
         with warnings.catch_warnings(), torch.serialization.safe_globals(SAFE_GLOBALS):
             warnings.simplefilter("ignore")  # torch's warnings about foreign files; the errors below say what matters
@@ -78,15 +97,30 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
             raise UserError(f"{path}: refused, it asks for {refused[1]}, which no checkpoint of this project needs") from None
         raise UserError(f"{path}: damaged or not a checkpoint") from None
     state_dict = content.get("state_dict") if isinstance(content, dict) else None
-    if not isinstance(state_dict, dict) or not all(isinstance(tensor, Tensor) for tensor in state_dict.values()):
+    if not isinstance(state_dict, dict) or not all(isinstance(name, str) and is_whole(t) for name, t in state_dict.items()):
         raise UserError(f"{path}: not a checkpoint of this project, it has no state_dict of tensors")
+    try:
+        State.model_validate({name: content[name] for name in State.model_fields if name in content})
+    except ValidationError as error:
+        where = ".".join(map(str, error.errors()[0]["loc"]))
+        raise UserError(f"{path}: not a checkpoint of this project, its {where} is of another kind") from None
     return content
 
 
+def is_whole(tensor: Any) -> bool:
+    """Whether it is a plain tensor that holds all its numbers: one of stride 0 can claim any size."""
+    is_plain = isinstance(tensor, Tensor) and tensor.layout == torch.strided and not tensor.is_quantized
+    return is_plain and tensor.numel() * tensor.itemsize <= tensor.untyped_storage().nbytes()
+
+
 def is_sound(path: str | Path) -> bool:
-    """Whether `path` is a zip file of which every part matches its checksum."""
+    """Whether `path` is a zip file of which every part matches its checksum, none is packed, and no two share bytes."""
     try:
         with zipfile.ZipFile(path) as archive:
+            parts = archive.infolist()
+            is_packed = any(part.compress_type != zipfile.ZIP_STORED for part in parts)
+            if is_packed or sum(part.file_size for part in parts) > os.path.getsize(path):
+                return False
             return archive.testzip() is None
     except Exception:  # damaged bytes make zipfile raise many kinds of errors
         return False

@@ -20,8 +20,8 @@ SECONDS_FOR_OTHERS = 2  # to meet the same error
 def run(main: Callable[[], None]) -> None:
     """Call a tool's `main`. An expected end is one line on stderr and an exit code:
 
-    UserError, loss of a loader worker and output to a full disk 2; loss of another process 1; training stopped by a signal or a
-    first Ctrl-C EXIT_INTERRUPTED; Ctrl-C 130; output into a closed pipe EXIT_CLOSED_PIPE.
+    UserError, loss of a loader worker, lack of memory and output to a full disk 2; loss of another process 1; training stopped by
+    a signal or a first Ctrl-C EXIT_INTERRUPTED; Ctrl-C 130; output into a closed pipe EXIT_CLOSED_PIPE.
     """
     rank = os.environ.get("RANK") or os.environ.get("SLURM_PROCID", "0")
     prefix = "error: " if rank == "0" else f"error on rank {rank}: "
@@ -47,11 +47,11 @@ def run(main: Callable[[], None]) -> None:
             print(interruption, file=sys.stderr)
         leave_process_group()
         leave(EXIT_INTERRUPTED)
-    except RuntimeError as error:
+    except (MemoryError, RuntimeError) as error:
         from datasets.loading import describe_lost_worker
         from utils.process.distributed import describe_lost_ranks  # here: imports torch
 
-        if reason := describe_lost_worker(error):
+        if reason := describe_lost_worker(error) or describe_lack_of_memory(error):
             print(f"{prefix}{reason}", file=sys.stderr)
             sys.exit(2)
         if not (reason := describe_lost_ranks(error)):
@@ -76,6 +76,14 @@ def run(main: Callable[[], None]) -> None:
         for child in multiprocessing.active_children():
             child.kill()  # a loader worker that hangs
         sys.exit(130)
+
+
+def describe_lack_of_memory(error: Exception) -> str:
+    """A line where `error` says that memory is used up; empty otherwise."""
+    first = (str(error).splitlines() or [""])[0]
+    if isinstance(error, MemoryError) or "out of memory" in first or "can't allocate memory" in first:
+        return str(UserError(f"memory is used up ({first or 'MemoryError'}): use smaller batches, images or networks"))
+    return ""
 
 
 def leave(code: int) -> None:

@@ -15,6 +15,7 @@ from tensorboardX.proto.summary_pb2 import Summary
 from tqdm import tqdm
 
 from utils.errors import UserError
+from utils.files import open_to_append
 from utils.process.distributed import Process
 
 EVENTS = "tensorboard"  # a folder in the log folder
@@ -45,6 +46,9 @@ class LogFile(logging.FileHandler):
     """A log file; if it can no longer be written, one warning goes to the terminal and the run continues."""
 
     failed = False
+
+    def _open(self) -> TextIO:
+        return open_to_append(self.baseFilename, "a", encoding=self.encoding, errors=self.errors)
 
     def handleError(self, record: logging.LogRecord) -> None:
         if not self.failed:

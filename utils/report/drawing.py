@@ -1,11 +1,12 @@
 """Heat maps: how an anomaly map is drawn over its image, the same everywhere. Nothing here needs PyTorch."""
 
+from os import PathLike
 from pathlib import Path
 
 import cv2
 import numpy as np
 
-from utils.files import write_atomically
+from utils.files import write_below
 
 
 def normalise(anomaly_map: np.ndarray, low: float, high: float) -> np.ndarray:
@@ -45,7 +46,7 @@ def caption(picture: np.ndarray, text: str) -> np.ndarray:
     return np.vstack([picture, strip])
 
 
-def save_picture(path: Path, image: np.ndarray) -> None:
-    """image: HxWx3 uint8 RGB, written as JPEG."""
+def save_picture(folder: str | Path, name: str | PathLike, image: np.ndarray) -> None:
+    """image: HxWx3 uint8 RGB, written as JPEG to folder/name; see write_below."""
     _, encoded = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])
-    write_atomically(path, lambda file: file.write(encoded.tobytes()))
+    write_below(folder, name, lambda file: file.write(encoded.tobytes()))

@@ -4,6 +4,7 @@ import base64
 import hashlib
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from utils.evaluation.evaluate import GALLERY
 from utils.evaluation.metrics import Ranking, auroc, rank_images
 from utils.evaluation.region_rates import HEADER, RegionRates
 from utils.evaluation.results import AGAIN, KINDS
-from utils.files import write_text
+from utils.files import lock, write_text
 from utils.report import plots
 from utils.report.decisions import Sentence, sentences
 from utils.report.result_folder import Result, Scores, read_result
@@ -39,9 +40,10 @@ def write_report(result_dir: str | Path, out: str | Path | None = None) -> Path:
 
     A section whose file is missing says so. Raises UserError naming the file that cannot be read or written.
     """
-    result = read_result(result_dir)
-    out = Path(out) if out else result.folder / "report.html"
-    write_text(out, render(result))
+    with nullcontext() if out or not Path(result_dir).is_dir() else lock(result_dir):  # nobody writes what is read
+        result = read_result(result_dir)
+        out = Path(out) if out else result.folder / "report.html"
+        write_text(out, render(result))
     return out
 
 

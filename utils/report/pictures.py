@@ -32,9 +32,9 @@ def save_pictures(
         image = cv2.resize(data.read_seen(int(index)), (w, h), interpolation=cv2.INTER_AREA)
         common = heat_map(image, normalise(anomaly_map, low, high))
         if style == "vis_single":
-            save_picture(Path(save_dir) / f"{name}_image.jpg", image)
-            save_picture(Path(save_dir) / f"{name}_map.jpg", common)
+            save_picture(save_dir, f"{name}_image.jpg", image)
+            save_picture(save_dir, f"{name}_map.jpg", common)
             continue
         own = heat_map(image, normalise(anomaly_map, float(anomaly_map.min()), float(anomaly_map.max())))
         truth = np.repeat(evaluation.mask(position)[..., None] * np.uint8(255), 3, axis=2)
-        save_picture(Path(save_dir) / f"{name}.jpg", np.hstack([image, truth, common, own]))
+        save_picture(save_dir, f"{name}.jpg", np.hstack([image, truth, common, own]))

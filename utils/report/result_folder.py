@@ -1,7 +1,9 @@
 """What a result folder says: its files read and checked, whichever are there."""
 
 import csv
+import io
 import math
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,6 +16,8 @@ from utils.evaluation.calibration import Calibration, calibration_of
 from utils.evaluation.evaluate import DEFECT, GALLERY, INTERVALS, REGION_RATES, REGIONS
 from utils.evaluation.region_rates import RegionRates, read_region_areas, read_region_rates
 from utils.evaluation.results import AGAIN, Results, number, read_json, read_metrics, read_run
+from utils.files import from_cell
+from utils.reading import read_text
 
 Number = Annotated[float, BeforeValidator(number)]
 
@@ -89,11 +93,20 @@ def read_result(folder: str | Path) -> Result:
         "region_areas": (read_region_areas, folder / REGIONS),
         "gallery": (read_gallery, folder / GALLERY / "gallery.json"),
     }
-    result = Result(folder, **{name: read(path) for name, (read, path) in readers.items() if path.exists()})
+    there = {name: (read, path) for name, (read, path) in readers.items() if path.exists()}
+    for _, path in there.values():
+        check_own(path, folder)
+    result = Result(folder, **{name: read(path) for name, (read, path) in there.items()})
     if result.scores is None and not result.metrics.columns:
         raise UserError(f"{folder}: holds neither metrics.json nor scores.csv; evaluate with -e to write them")
     result.calibration = find_calibration(result.run)
     return result
+
+
+def check_own(path: Path, folder: Path) -> None:
+    """Raises UserError for a link: what a report shows must lie in its folder."""
+    if os.path.realpath(path) != os.path.join(os.path.realpath(folder), path.relative_to(folder)):
+        raise UserError(f"{path}: is a link to another file, which a report does not show; {AGAIN}")
 
 
 def find_calibration(run: dict[str, Any]) -> Calibration | None:
@@ -116,7 +129,7 @@ def read_intervals(path: Path) -> dict[str, tuple[float, float, float]]:
 def read_scores(path: Path) -> Scores:
     filenames, clsnames, labels, rows = [], [], [], []
     try:
-        with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
+        with io.StringIO(read_text(path, errors="surrogateescape"), newline="") as file:
             reader = csv.reader(file)
             header = next(reader, [])
             if header[:3] != ["filename", "clsname", "label"]:
@@ -125,8 +138,8 @@ def read_scores(path: Path) -> Scores:
                 scores = [float(value) for value in row[3:]]
                 if len(row) != len(header) or row[2] not in ("0", "1") or not all(map(math.isfinite, scores)):
                     raise ValueError("not a name, a class, a label 0 or 1 and finite scores")
-                filenames.append(row[0])
-                clsnames.append(row[1])
+                filenames.append(from_cell(row[0]))
+                clsnames.append(from_cell(row[1]))
                 labels.append(int(row[2]))
                 rows.append(scores)
     except OSError as error:
@@ -153,6 +166,7 @@ def read_gallery(path: Path) -> Gallery:
     except (TypeError, ValueError):
         raise UserError(f"{path}: not a gallery that this version writes; {AGAIN}") from None
     for picture in paths:
-        if not picture.is_file():
+        if not os.path.isfile(picture):
             raise UserError(f"{picture}: this picture of the gallery is missing; {AGAIN}")
+        check_own(picture, path.parents[1])
     return gallery

@@ -9,10 +9,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from utils.errors import UserError
+from utils.errors import UserError, printable
 from utils.evaluation.evaluate import write_table
 from utils.evaluation.results import AGAIN, Column, Results, align_table, header, mean, read_metrics, read_run, without_nan
-from utils.files import write_text
+from utils.files import lock, write_text
 
 
 class ResultFolder(NamedTuple):
@@ -51,7 +51,8 @@ def summarize(folders: Sequence[str | Path]) -> Summary:
 def write_joined(folders: Sequence[str | Path], out: str | Path) -> str:
     """Write metrics.json and table.txt of folders that share no class into `out`; returns the table. Raises as summarize."""
     results = join(read_folders(folders))
-    write_table(out, results)
+    with lock(out):
+        write_table(out, results)
     return results.text()
 
 
@@ -117,7 +118,8 @@ def format_text(summary: Summary) -> str:
 def format_markdown(summary: Summary) -> str:
     titles, rows = cells_of(summary)
     lines = [titles, ["---", *["---:"] * (len(titles) - 1)], *rows]
-    return "\n".join([summary.title, "", *("| " + " | ".join(c.replace("|", "\\|") for c in line) + " |" for line in lines)])
+    cells = [[printable(cell).replace("|", "\\|") for cell in line] for line in lines]
+    return "\n".join([summary.title, "", *(f"| {' | '.join(line)} |" for line in cells)])
 
 
 def format_json(summary: Summary) -> str:

@@ -19,22 +19,22 @@ from utils.evaluation.intervals import bootstrap, format_intervals, write_interv
 from utils.evaluation.maps import MapForm
 from utils.evaluation.region_rates import format_rates, measure_regions
 from utils.evaluation.results import Results, without_nan
-from utils.files import check_writable, write_text
+from utils.files import write_text
 from utils.process.checkpoint import load_checkpoint, load_network_state
-from utils.process.distributed import Process, on_main
+from utils.process.distributed import Process
 from utils.process.precision import choose_precision
 from utils.process.versions import versions
 from utils.report.gallery import headline_score, save_gallery
 from utils.report.pictures import save_pictures
-from utils.runs.start import build_loader, describe_process, seed_run, warn_of_new_classes
+from utils.runs.start import build_loader, describe_process, seed_run, warn_of_new_classes, writes
 
 log = logging.getLogger("uniad")
 
 
+@writes("evaluator.save_dir", "evaluator.vis_compound.save_dir", "evaluator.vis_single.save_dir")
 def evaluate_checkpoint(config: EasyDict, process: Process) -> None:
     """Evaluate `saver.load_path`: table, scores and intervals, and the pictures and features that are configured."""
     seed_run(config, process)
-    on_main(lambda: check_writable(config.evaluator.save_dir), process)
     content = load_checkpoint(config.saver.load_path)
     network = build_network(config.net, with_pretrained=False).to(process.device)
     load_network_state(network, content["state_dict"], config.saver.load_path)

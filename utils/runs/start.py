@@ -1,18 +1,46 @@
 """What every run begins with: random numbers, loaders, and a line that names the device."""
 
+import functools
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from typing import Any
 
 from easydict import EasyDict
 
 from datasets.build import build_dataloader
 from datasets.loading import ImageLoader, SampleReader
 from utils.config import to_plain
-from utils.process.distributed import Process, broadcast
+from utils.files import lock
+from utils.process.distributed import Process, broadcast, on_main
 from utils.process.seeding import make_reproducible, seed_everything
 
 log = logging.getLogger("uniad")
+
+
+def writes(*keys: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """For a function (config, process, ...): while it runs, it has the folders to itself that the keys of the configuration name.
+
+    Every process must call it. Raises UserError if another run writes there, or if a folder cannot be written.
+    """
+
+    def find(config: dict[str, Any], key: str) -> str | None:
+        section, _, rest = key.partition(".")
+        value = config.get(section)
+        return find(value or {}, rest) if rest else value
+
+    def decorate(action: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(action)
+        def locked(config: EasyDict, process: Process, *args: Any, **kwargs: Any) -> None:
+            with ExitStack() as stack:
+                for folder in filter(None, (find(config, key) for key in keys)):
+                    on_main(lambda folder=folder: stack.enter_context(lock(folder)), process)
+                action(config, process, *args, **kwargs)
+
+        return locked
+
+    return decorate
 
 
 def seed_run(config: EasyDict, process: Process) -> int:

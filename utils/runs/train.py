@@ -15,12 +15,11 @@ from utils.config.schema import MEMORY
 from utils.errors import Interrupted, UserError
 from utils.evaluation.evaluate import compute_metrics, evaluate, write_results
 from utils.evaluation.maps import MapForm
-from utils.files import check_writable
 from utils.process.checkpoint import find_start, load_checkpoint, load_network_state, remove_checkpoints
 from utils.process.distributed import Process, barrier, on_main, share_weights
 from utils.process.log import remove_events
 from utils.runs.evaluate import log_results
-from utils.runs.start import build_loader, describe_process, seed_run, warn_of_new_classes
+from utils.runs.start import build_loader, describe_process, seed_run, warn_of_new_classes, writes
 from utils.training.feature_cache import cached
 from utils.training.memory import MemoryFiller
 from utils.training.optimizer import build_optimizer, build_scheduler
@@ -30,11 +29,10 @@ from utils.training.trainer import Trainer, count_epochs, run_steps
 log = logging.getLogger("uniad")
 
 
+@writes("saver.save_dir", "saver.log_dir", "evaluator.save_dir")
 def train(config: EasyDict, process: Process, overwrite: bool = False) -> None:
     """Train as configured, from a checkpoint or from the start. Every process must call it."""
     start = on_main(lambda: find_start(config.saver, overwrite), process)
-    for folder in (config.saver.save_dir, config.evaluator.save_dir):
-        on_main(lambda folder=folder: check_writable(folder), process)
     seed = seed_run(config, process)
     train_set, test_set = build_dataset(config.dataset, "train", seed), None
     fills = MEMORY in {subnet.type for subnet in config.net}

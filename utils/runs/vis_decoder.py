@@ -17,11 +17,10 @@ from models import build_network
 from utils.config import load_config, to_plain
 from utils.errors import UserError
 from utils.evaluation.naming import ANY_CLASS, matching_classes, names_in_class
-from utils.files import check_writable
 from utils.process.checkpoint import find_start, load_checkpoint, load_network_state
 from utils.process.distributed import Process, on_main
 from utils.report.drawing import save_picture
-from utils.runs.start import build_loader, describe_process, seed_run
+from utils.runs.start import build_loader, describe_process, seed_run, writes
 from utils.runs.train import build_trainer, clear_run, is_trained
 
 NUM_CHECKS = 8  # images on a check sheet
@@ -29,11 +28,11 @@ NUM_CHECKS = 8  # images on a check sheet
 log = logging.getLogger("uniad")
 
 
+@writes("saver.save_dir", "saver.log_dir", "visualization.vis_dir")
 def train_decoder(config: EasyDict, process: Process, overwrite: bool = False) -> None:
     """Train the decoder of dataset.class_name, with a check sheet every few epochs. Every process must call it."""
     check_net(config)
     start = on_main(lambda: find_start(config.saver, overwrite), process)
-    on_main(lambda: check_writable(config.saver.save_dir), process)
     seed = seed_run(config, process)
     train_set = build_dataset({**config.dataset, "on_defective_train": "keep"}, "train", seed)
     train_loader = build_loader(train_set, config, "train", process, seed)
@@ -49,7 +48,7 @@ def train_decoder(config: EasyDict, process: Process, overwrite: bool = False) -
         if process.is_main and config.get("visualization"):
             chosen = np.linspace(0, len(checks) - 1, min(NUM_CHECKS, len(checks))).round().astype(int)
             if pairs := [pair for _, pair in draw_pairs(trainer.network, checks, chosen.tolist())]:
-                save_picture(Path(config.visualization.vis_dir) / f"epoch_{trainer.epoch:04d}.jpg", np.hstack(pairs))
+                save_picture(config.visualization.vis_dir, f"epoch_{trainer.epoch:04d}.jpg", np.hstack(pairs))
         return {}
 
     vis_freq = config.visualization.vis_freq_epoch if config.get("visualization") else trainer.epochs(train_loader)
@@ -65,7 +64,7 @@ def draw_check_images(config: EasyDict, process: Process) -> None:
     checks = check_set(config)
     names, count = names_in_class(checks.filenames, checks.clsnames), 0
     for index, pair in draw_pairs(network, checks, range(len(checks))):
-        save_picture(Path(config.visualization.vis_dir) / f"{names[index]}.jpg", pair)
+        save_picture(config.visualization.vis_dir, f"{names[index]}.jpg", pair)
         count += 1
     log.info("pictures of %d images in %s", count, config.visualization.vis_dir)
 

@@ -40,9 +40,9 @@ def draw_queries(config: EasyDict, process: Process, class_name: str) -> None:
     pictures = [to_picture(image, config.data.pixel_mean, config.data.pixel_std) for image in images]
     if config.vis_query.with_text:
         pictures = list(map(add_label, pictures, labels))
-    path = Path(config.saver.save_dir) / class_name / "queries.jpg"
-    save_picture(path, np.hstack(pictures))
-    log.info("from left to right %s: %s", ", ".join(labels), path)
+    name = Path(class_name) / "queries.jpg"
+    save_picture(config.saver.save_dir, name, np.hstack(pictures))
+    log.info("from left to right %s: %s", ", ".join(labels), Path(config.saver.save_dir) / name)
 
 
 def read_queries(config: EasyDict) -> tuple[list[Tensor], Callable[[Tensor], Tensor]]:

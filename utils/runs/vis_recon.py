@@ -87,7 +87,7 @@ def draw_reconstructions(config: EasyDict, process: Process, class_name: str) ->
             left = [add_label(image, "image"), add_label(reconstruction, "decoded reconstruction")]
             heat = heat_map(image, normalise(maps[i], low, high))
             right = [add_label(heat, "anomaly map"), add_label(original, "decoded input features")]
-            save_picture(Path(config.saver.save_dir) / f"{name}.jpg", np.hstack([np.vstack(left), np.vstack(right)]))
+            save_picture(config.saver.save_dir, f"{name}.jpg", np.hstack([np.vstack(left), np.vstack(right)]))
     log.info("pictures of %d images in %s", len(data), Path(config.saver.save_dir) / class_name)
 
 

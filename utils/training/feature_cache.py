@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from datasets.base import ImageDataset
-from datasets.cached import KEY, FeatureDataset, ResizedImages, Rows, is_whole, row_sizes
+from datasets.cached import KEY, SAMPLE, FeatureDataset, ResizedImages, Rows, checksums, is_whole, row_sizes
 from datasets.loading import ImageLoader
 from datasets.samplers import EvalSampler
 from models.discriminators import Discriminator
@@ -36,7 +36,7 @@ from utils.process.signals import StopSignals
 from utils.process.skipped import report_skipped
 from utils.process.versions import versions
 
-FORMAT = 3  # raise it when the files change, or when changed code makes other features of the same weights
+FORMAT = 4  # raise it when the files change, or when changed code makes other features of the same weights
 AUGMENTATIONS = ("hflip", "vflip", "rotate", "colorjitter")
 WHERE_FROM = ("pretrained", "pretrained_model")  # says where weights came from; the key holds what they are
 SPLITS = {"train": "training", "test": "test"}
@@ -123,10 +123,11 @@ class Builder:
         key = on_main(self.make_key, self.process)
         digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
         folder = parent / f"{self.split}-{digest[:16]}"
-        builds = not on_main(lambda: is_whole(folder, key), self.process)
+        check = SAMPLE if self.settings["feature_cache"]["check"] == "sample" else len(self.data)
+        builds = not on_main(lambda: is_whole(folder, key, check), self.process)
         if builds:
             self.build(folder, key)
-        self.check_shared(is_whole(folder, key), parent)
+        self.check_shared(is_whole(folder, key, 0), parent)
         if self.process.is_main:
             with suppress(OSError):  # a disk that may only be read
                 os.utime(folder / KEY)  # its last use, for tools/caches.py
@@ -158,7 +159,7 @@ class Builder:
             "weights": None if self.of_images else hash_weights(self.network.subnets[: self.network.depth]),
             "dataset": settings["type"],
             **{name: settings[name] for name in ("input_size", "pixel_mean", "pixel_std")},
-            "color_mode": reader["kwargs"].get("color_mode"),
+            **{name: reader["kwargs"].get(name) for name in ("color_mode", "max_pixels")},
             "resample": self.data.transform.resample.name,
             "images": hash_images(self.data),
             "on_bad_image": self.data.on_bad_image,  # where bad images stop a run, no row may be empty
@@ -228,7 +229,9 @@ class Builder:
                 raise UserError(f"{name}: its features are not finite as {key['dtype']} (dataset.feature_cache.dtype)")
             masks = np.packbits(batch["mask"].flatten(1).numpy().astype(bool), axis=1)
             sizes = torch.stack([batch["height"], batch["width"]], dim=1).int()
-            for file, rows in zip(files, (as_bytes(features), masks, as_bytes(sizes)), strict=True):
+            content = [as_bytes(features), masks, as_bytes(sizes)]
+            content.append([checksums(rows) for rows in zip(*content, strict=True)])
+            for file, rows in zip(files, content, strict=True):
                 for index, row in zip(batch["index"].tolist(), rows, strict=True):
                     # A written map of the file would be shared by pages: another machine's rows on the same page could be lost.
                     os.pwrite(file, row, index * len(row))

@@ -5,6 +5,9 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from torch import Tensor
+
+from utils.config import stored_config
 from utils.errors import UserError
 from utils.process.checkpoint import load_checkpoint, load_network_state, network_state
 from utils.process.distributed import gather
@@ -56,16 +59,39 @@ def resume(trainer: "Trainer", path: Path) -> None:
     if "scheduler" not in content:
         resume_published(trainer, path)
         return
-    check_resumable(trainer, content, path)
+    trained = stored_config(content.get("config"), path, ("trainer",))
     try:
-        trainer.optimizer.load_state_dict(content["optimizer"])
-    except ValueError as error:
-        raise UserError(f"{path}: its optimiser does not suit this configuration ({error})") from None
+        check_resumable(trainer, content, trained, path)
+        restore_optimizer(trainer, content)
+        restore_position(trainer, content, path)
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise UserError(f"{path}: its training state does not suit this configuration ({reason}); {NEW_RUN}") from None
     if not content["optimizer"]["state"]:
         log.warning("%s holds no state of the optimiser, as only the last checkpoint does: it starts new", path)
-    trainer.scheduler.load_state_dict(content["scheduler"])
-    warn_of_changes(trainer, content["config"], path)
-    restore_position(trainer, content, path)
+    warn_of_changes(trainer, trained, path)
+
+
+def restore_optimizer(trainer: "Trainer", content: dict[str, Any]) -> None:
+    """Optimiser and schedule. Raises ValueError, or what torch raises, for a state that is not of their form."""
+    for name, part in (("optimizer", trainer.optimizer), ("scheduler", trainer.scheduler)):
+        own, given = part.state_dict(), content[name]
+        if not has_form(own.get("param_groups", own), given.get("param_groups", given)):
+            raise ValueError(f"another {name}'s")
+        part.load_state_dict(given if "param_groups" in own else {key: given[key] for key in own if key in given})
+    for parameter, state in trainer.optimizer.state.items():
+        if any(isinstance(t, Tensor) and t.dim() and t.shape != parameter.shape for t in state.values()):
+            raise ValueError("moments of other shapes than the weights")
+
+
+def has_form(own: Any, given: Any) -> bool:
+    """Whether numbers stand where `own` has numbers, and so on; versions of torch differ in the keys."""
+    if isinstance(own, dict) and isinstance(given, dict):
+        return all(has_form(value, given[key]) for key, value in own.items() if key in given)
+    if isinstance(own, list | tuple) and isinstance(given, list | tuple):
+        return len(own) == len(given) and all(map(has_form, own, given))
+    numbers = all(isinstance(value, int | float) for value in (own, given))
+    return numbers or None in (own, given) or type(own) is type(given)
 
 
 def resume_published(trainer: "Trainer", path: Path) -> None:
@@ -79,10 +105,10 @@ def resume_published(trainer: "Trainer", path: Path) -> None:
     log.info("%s is of the published code: weights and epoch are taken, its optimiser state is left out", path)
 
 
-def check_resumable(trainer: "Trainer", content: dict[str, Any], path: Path) -> None:
+def check_resumable(trainer: "Trainer", content: dict[str, Any], trained: dict[str, Any], path: Path) -> None:
     """Raises UserError where optimiser, schedule or learning rates are of another kind than the configuration's."""
     for part, present in (("optimizer", trainer.optimizer), ("lr_scheduler", trainer.scheduler)):
-        was, now = content["config"]["trainer"][part]["type"], type(present).__name__
+        was, now = trained["trainer"][part]["type"], type(present).__name__
         if was != now:
             raise UserError(f"{path}: trained with {was}, which {now} cannot go on from; {NEW_RUN}")
     was, now = (lr_scales_of(state) for state in (content["optimizer"], trainer.optimizer.state_dict()))
@@ -112,6 +138,8 @@ def restore_position(trainer: "Trainer", content: dict[str, Any], path: Path) ->
     finished = {"images": 0, "steps": 0, "loss_sums": [0.0] * len(content["random_states"])}
     running = content.get("running_epoch", finished)  # early checkpoints were written between epochs only, and lack it
     trainer.images_seen, trainer.steps_done, loss_sums = running["images"], running["steps"], running["loss_sums"]
+    if bool(trainer.images_seen) != bool(trainer.steps_done) or not loss_sums:
+        raise ValueError("images without steps")
     if len(loss_sums) == trainer.process.world_size:
         trainer.loss_sum = loss_sums[trainer.process.rank]
         restore_random_state(content["random_states"][trainer.process.rank])

@@ -302,7 +302,10 @@ def test_what_does_not_suit_dinomaly_s_backbone_is_one_line(override: str, messa
 
 
 def test_a_frozen_subnet_needs_no_loss() -> None:
-    load_config(PLUS, ["frozen_layers=[backbone, reconstruction]", "criterion=[{name: a, type: PseudoAnomalyLoss, kwargs: {}}]"])
+    loss = "criterion=[{name: a, type: PseudoAnomalyLoss, kwargs: {}}]"
+    config = load_config(PLUS, ["frozen_layers=[backbone, reconstruction]", loss])
+    assert [subnet.frozen for subnet in config.net] == [True, False, True, False]
+    assert [criterion.type for criterion in config.criterion] == ["PseudoAnomalyLoss"]
 
 
 def test_the_discriminator_reads_the_backbone_s_own_maps() -> None:
@@ -314,7 +317,8 @@ def test_the_discriminator_reads_the_backbone_s_own_maps() -> None:
 
 @pytest.mark.parametrize("pct_start", [0.0, 0.1, 0.5, 1.0])
 def test_any_share_of_the_run_may_rise(pct_start: float) -> None:
-    load_config(PLUS, [f"trainer.lr_scheduler.kwargs.pct_start={pct_start}"])
+    config = load_config(PLUS, [f"trainer.lr_scheduler.kwargs.pct_start={pct_start}"])
+    assert config.trainer.lr_scheduler.kwargs.pct_start == pct_start
 
 
 def test_reproducing_needs_a_seed() -> None:

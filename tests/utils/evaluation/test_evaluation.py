@@ -300,3 +300,14 @@ def test_a_new_training_leaves_no_report_of_the_earlier_result(tmp_path: Path) -
     tiny.train(path, overwrite=True)
     assert not any(part.exists() for part in report_parts)
     assert (tmp_path / "result/metrics.json").exists()
+
+
+def test_run_json_is_of_the_checkpoint_that_was_evaluated_not_of_the_best_epoch(path: Path, checkpoint: Path) -> None:
+    content = load_checkpoint(checkpoint)
+    content |= {"epoch": 2, "best_metric": 0.9}
+    content["history"] = [{"epoch": 1, "loss": 2.0, "mean_pixel_auc": 0.9}, {"epoch": 2, "loss": 1.0, "mean_pixel_auc": 0.4}]
+    torch.save(content, path.parent / "second.pth.tar")
+    evaluate(path, path.parent / "second.pth.tar")
+    run = json.loads((path.parent / "result/run.json").read_text())
+    assert (run["epoch"], run["checkpoint"]) == (2, str(path.parent / "second.pth.tar"))
+    assert run["history"] == content["history"]

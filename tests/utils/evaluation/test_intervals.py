@@ -22,6 +22,7 @@ from utils.evaluation.intervals import (
     bootstrap,
     draw,
     interval,
+    pooled_intervals,
     resample,
     write_intervals,
 )
@@ -218,3 +219,25 @@ def test_a_broken_file_is_named_in_one_line(tmp_path: Path, content: str):
     with pytest.raises(UserError, match=r"result/intervals\.json: .*evaluate again with -e") as caught:
         write_report(folder)
     assert "\n" not in str(caught.value)
+
+
+def test_pooled_intervals_keep_the_number_of_images_of_each_class():
+    """Two classes of very different scores and sizes: the share of each decides the pooled AUROC."""
+    rng, parts = np.random.default_rng(0), [(0, 0, 60), (1, 0, 10), (10, 1, 10), (11, 1, 60)]  # mean, class, images
+    scores = np.concatenate([rng.normal(mean, 1, count) for mean, _, count in parts])
+    labels = np.repeat([0, 1, 0, 1], [count for *_, count in parts])
+    classes = np.repeat([clsname for _, clsname, _ in parts], [count for *_, count in parts])
+    found = pooled_intervals({("max", None): scores}, labels, np.array(["cup", "tile"], dtype=object)[classes], rng)[
+        "pooled_max_auc"
+    ]
+
+    def plain(strata: np.ndarray) -> np.ndarray:
+        values = []
+        for _ in range(1000):
+            drawn = np.concatenate([rng.choice(np.flatnonzero(strata == s), (strata == s).sum()) for s in np.unique(strata)])
+            values.append(roc_auc_score(labels[drawn], scores[drawn]))
+        return np.percentile(values, [2.5, 97.5])
+
+    low, high = plain(2 * classes + labels)
+    assert (found.low, found.high) == pytest.approx((low, high), abs=0.01)
+    assert np.diff(plain(labels)) > 1.5 * (high - low)  # so that the classes matter here

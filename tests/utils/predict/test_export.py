@@ -256,6 +256,53 @@ def test_an_onnx_file_is_predicted_without_torch(trained, exported, tmp_path):
         assert row["decision"] == ("defective" if score > 1.5 else "good")  # the threshold is in the file
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("input_size", "[64"),
+        ("input_size", "[64]"),
+        ("input_size", "[64, 100000]"),
+        ("input_size", "[64, 1e999]"),
+        ("input_size", "[true, true]"),
+        ("input_size", "[" * 100_000),
+        ("color_mode", '"HSV"'),
+        ("color_mode", "[]"),
+        ("resample", '"cubic"'),
+        ("resample", "{}"),
+        ("score", '"median"'),
+        ("score", '"' + "m" * 5000 + '"'),
+        ("classes", '{"cup": 1}'),
+        ("classes", "[1]"),
+        ("epoch", '"one"'),
+        ("epoch", "9" * 5000),
+        ("calibration", "{}"),
+        ("calibration", '{"score": "max"}'),
+        ("calibration", "NaN"),
+        ("calibration", None),
+    ],
+)
+def test_metadata_of_another_kind_are_one_line(exported, tmp_path, key, value):
+    model = onnx.load(exported["onnx", "uint8"])
+    (entry,) = [entry for entry in model.metadata_props if entry.key == key]
+    if value is None:
+        model.metadata_props.remove(entry)
+    else:
+        entry.value = value
+    onnx.save(model, tmp_path / "changed.onnx")
+    with pytest.raises(UserError, match=rf"changed\.onnx: its metadata '{key}' cannot be used") as caught:
+        OnnxEngine(tmp_path / "changed.onnx")
+    assert len(str(caught.value)) < 300
+
+
+def test_metadata_that_do_not_suit_the_network_are_one_line(exported, tmp_path):
+    model = onnx.load(exported["onnx", "uint8"])
+    for entry in model.metadata_props:
+        entry.value = {"input_size": "[32, 64]"}.get(entry.key, entry.value)
+    onnx.save(model, tmp_path / "changed.onnx")
+    with pytest.raises(UserError, match="does not turn an image of 32 x 64 pixels into score and map"):
+        OnnxEngine(tmp_path / "changed.onnx")
+
+
 def test_a_file_that_is_no_export_of_ours_is_one_line(exported, tmp_path):
     with pytest.raises(UserError, match="there is no such file"):
         OnnxEngine(tmp_path / "gone.onnx")

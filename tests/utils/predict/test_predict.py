@@ -20,12 +20,17 @@ from PIL import Image
 
 from datasets.lists import IMAGE_EXTENSIONS
 from tests.helpers import tiny
+from tests.helpers.locks import held_by_another
 from tools import predict
 from utils.errors import UserError
-from utils.evaluation.calibration import Calibration, Threshold, file_hash, save_calibration
+from utils.evaluation.calibration import Calibration, Threshold, file_hash, rates_at, save_calibration
+from utils.evaluation.decisions import Rule
 from utils.evaluation.regions import find_regions
 from utils.predict import inputs
+from utils.predict.batches import Result
 from utils.predict.inputs import find_inputs
+from utils.predict.outputs import Output
+from utils.process.checkpoint import load_checkpoint
 
 PREDICT = tiny.ROOT / "tools" / "predict.py"
 
@@ -208,6 +213,46 @@ def test_an_image_is_defective_above_the_threshold(run, trained: Path, tmp_path:
     assert f"{len(scores) - 3} defective, 3 good" in output
 
 
+@pytest.mark.parametrize("option", ["--threshold", "--scale"])
+@pytest.mark.parametrize("number", ["nan", "inf", "1e999"])
+def test_a_number_that_is_not_finite_is_refused(run, image: Path, capsys, option: str, number: str) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run(image, *([f"{option}={number}"] if option == "--threshold" else [option, 0, number]))
+    assert ended.value.code == 2
+    assert "must be a finite number" in capsys.readouterr().err
+
+
+def test_two_runs_do_not_write_into_one_folder(run, image: Path, tmp_path: Path) -> None:
+    with held_by_another(tmp_path / "out") as process, pytest.raises(UserError, match=f"process {process.pid} on .* writes here"):
+        run(image)
+    assert [path.name for path in (tmp_path / "out").iterdir()] in ([], [".lock"])
+    run(image)
+    assert len(files(tmp_path / "out")) == 1
+
+
+def test_a_score_equal_to_the_threshold_is_good(tmp_path: Path) -> None:
+    settings = dict.fromkeys(("sha256", "score", "threshold", "pixel_threshold", "min_area", "folder")) | {"format": "csv"}
+    scores = {"below": 0.25, "equal": 0.5, "above": 0.75}  # which float32 holds exactly
+    results = [Result(name, score=score) for name, score in scores.items()]
+    rule = Rule(threshold=0.5)
+    Output(tmp_path / "out", settings).add(results, [rule.decide(result.score, np.zeros((1, 1))) for result in results])
+    assert decisions(tmp_path / "out") == ["good", "good", "defective"]
+    rates = rates_at(0.5, np.array([*scores.values()] * 2), np.repeat([0, 1], 3))
+    assert (rates.false_alarms, rates.found) == (1, 1)
+
+
+def test_a_map_that_is_not_finite_gets_no_score(run, checkpoint: Path, image: Path, tmp_path: Path) -> None:
+    content = load_checkpoint(checkpoint)
+    content["state_dict"]["module.reconstruction.output_proj.bias"].fill_(float("nan"))
+    torch.save(content, tmp_path / "nan.pth.tar")
+    with pytest.raises(
+        UserError, match=r"no image could be predicted: 000\.png: its anomaly map holds values that are not finite"
+    ):
+        run(image, "--checkpoint", tmp_path / "nan.pth.tar")
+    assert files(tmp_path / "out") == []
+    assert files(tmp_path / "out", "errors.csv") == ["000.png"]
+
+
 @pytest.fixture
 def calibrated(checkpoint: Path):
     """A function that writes a calibration in which everything is defective except the class cup."""
@@ -241,6 +286,77 @@ def test_a_calibration_of_another_checkpoint_decides_nothing(run, calibrated, im
     assert "another checkpoint" in caplog.text
     with pytest.raises(UserError, match="tools/calibrate"):
         run(image, "--class_name", "cup", out=tmp_path / "cup")
+
+
+@pytest.mark.parametrize("key", ["threshold", "false_alarm_rate"])
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), "nan", "1", None, True])
+def test_a_threshold_that_is_no_finite_number_is_refused(run, image, calibrated, checkpoint: Path, key: str, number) -> None:
+    calibrated(file_hash(checkpoint))
+    path = checkpoint.with_name("calibration.json")
+    content = json.loads(path.read_text())
+    content["pooled"][key] = [0.0, number] if key == "false_alarm_rate" else number
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"calibration\.json: not a calibration"):
+        run(image)
+
+
+# --- planted links, spreadsheets, images that are too large ---
+
+
+@pytest.mark.parametrize("name", ["scores.csv", "errors.csv", "predict.json"])
+def test_a_link_in_place_of_a_file_is_replaced(run, image: Path, tmp_path: Path, name: str) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "theirs").write_text("theirs")
+    (tmp_path / "out" / name).symlink_to(tmp_path / ("absent" if name == "predict.json" else "theirs"))
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    try:
+        run(image, tmp_path / "bad.png")
+    except UserError as error:
+        assert name == "scores.csv"  # what it holds is not ours
+        assert "not written by tools/predict.py" in str(error)  # noqa: PT017
+    assert (tmp_path / "theirs").read_text() == "theirs"
+    assert not (tmp_path / "absent").exists()
+
+
+def test_a_score_file_that_becomes_a_link_is_not_appended_to(run, image: Path, tmp_path: Path) -> None:
+    run(image)
+    (tmp_path / "out/scores.csv").rename(tmp_path / "theirs")
+    before = (tmp_path / "theirs").read_bytes()
+    (tmp_path / "out/scores.csv").symlink_to(tmp_path / "theirs")
+    shutil.copy(image, tmp_path / "b.png")
+    with pytest.raises(UserError, match=r"scores\.csv: is a link; remove it"):
+        run(image, tmp_path / "b.png")
+    assert (tmp_path / "theirs").read_bytes() == before
+
+
+def test_a_linked_folder_of_pictures_is_not_written_to(run, image: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "out/pictures").symlink_to(tmp_path / "theirs")
+    with pytest.raises(UserError, match="out/pictures: a link in it leads out of"):
+        run(image)
+    assert not any((tmp_path / "theirs").iterdir())
+
+
+@pytest.mark.parametrize("name", ["=1+1.png", "+1.png", "-1.png", "@SUM(A1).png", "\t=1.png", "'=1.png"])
+def test_no_cell_begins_like_a_formula_and_a_second_run_knows_the_file(run, image: Path, tmp_path: Path, name: str) -> None:
+    (tmp_path / "in").mkdir()
+    shutil.copy(image, tmp_path / "in" / name)
+    (tmp_path / "in/=bad.png").write_bytes(b"no image")
+    run(tmp_path / "in")
+    assert files(tmp_path / "out") == [f"'{name}"]
+    assert files(tmp_path / "out", "errors.csv") == ["'=bad.png"]
+    assert "0 images predicted, 1 were there already" in run(tmp_path / "in")
+
+
+def test_an_image_that_is_too_large_costs_itself_only(run, image: Path, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    links(tmp_path / "in/good", image, 3)
+    Image.new("1", (20_000, 20_000)).save(tmp_path / "in/large.png")
+    assert (tmp_path / "in/large.png").stat().st_size < 100_000
+    assert "3 images predicted" in run(tmp_path / "in", "--batch_size", 8)
+    (error,) = read(tmp_path / "out", "errors.csv")
+    assert "20,000 x 20,000 pixels, more than" in error["error"]
 
 
 # --- names and kinds of images ---

@@ -153,7 +153,9 @@ def test_a_published_checkpoint_needs_a_configuration(
 
 def test_a_network_without_maps_and_an_unknown_device_are_said(checkpoint: Path, tmp_path: Path) -> None:
     content = torch.load(checkpoint, weights_only=True)
-    content["config"]["net"][-1]["type"] = "models.reconstructions.VisDecoder"
+    decoder = {"type": "models.reconstructions.VisDecoder", "kwargs": {"block_type": "basic"}}
+    content["config"]["net"][-1] |= decoder
+    del content["config"]["evaluator"], content["config"]["criterion"]
     torch.save(content, tmp_path / "decoder.pth.tar")
     with pytest.raises(UserError, match=r"decoder\.pth\.tar: .*no anomaly maps"):
         Predictor.from_checkpoint(tmp_path / "decoder.pth.tar")

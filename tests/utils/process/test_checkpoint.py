@@ -341,9 +341,14 @@ def test_a_run_killed_at_any_moment_leaves_a_checkpoint_to_go_on_from(tmp_path: 
     assert load_checkpoint(last)["epoch"] == epoch + 1
 
 
+SECONDS = 300  # until a training that does not go on fails the test
+
+
 def wait_until(happened: Callable[[], bool], process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + SECONDS
     while not happened():
         assert process.poll() is None, "the training ended by itself"
+        assert time.monotonic() < deadline, "the training hangs"
         time.sleep(0.001)
 
 

@@ -3,6 +3,7 @@
 import argparse
 import csv
 import json
+import re
 import subprocess
 from dataclasses import fields
 from pathlib import Path
@@ -12,16 +13,14 @@ import pytest
 import torch
 
 from datasets.build import build_dataset
-from models import build_network
-from models.losses import Criterion
 from tests.helpers import tiny
-from utils.config import load_config, to_plain
+from utils.config import load_config
 from utils.evaluation.evaluate import Evaluation, compute_metrics, pack_masks
 from utils.process.checkpoint import load_checkpoint, network_state, save_checkpoint
 from utils.process.distributed import start_process, stop_process
+from utils.process.log import start_log
 from utils.runs.start import build_loader, seed_run
-from utils.training.optimizer import build_optimizer, build_scheduler
-from utils.training.trainer import Trainer
+from utils.runs.train import build_trainer
 
 # Without each process's own noise, and without AdamW's division, which amplifies rounding.
 EXACT = (
@@ -33,7 +32,7 @@ EXACT = (
 
 
 def main() -> None:
-    """Train as configured, and save this process's weights as rank<n>.pt beside the checkpoints."""
+    """Train as configured, and save this process's weights and losses as rank<n>.pt beside the checkpoints."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--config")
     parser.add_argument("overrides", nargs="*")
@@ -41,13 +40,14 @@ def main() -> None:
     config = load_config(args.config, args.overrides)
     process = start_process()
     seed = seed_run(config, process)
-    network = build_network(config.net, with_pretrained=False).to(process.device)
+    start_log(config.saver.save_dir, process, "train")
     loader = build_loader(build_dataset(config.dataset, "train", seed), config, "train", process, seed)
-    optimizer = build_optimizer(network, config.trainer.optimizer)
-    scheduler = build_scheduler(optimizer, config.trainer.lr_scheduler)
-    trainer = Trainer(network, Criterion(config.criterion), optimizer, scheduler, to_plain(config), process)
+    trainer, losses = build_trainer(config, process, None, len(loader)), []
+    start = {name: tensor.clone() for name, tensor in network_state(trainer.network).items()}
+    trainer.criterion.register_forward_hook(lambda criterion, inputs, loss: losses.append(loss.item()))
     trainer.train(loader)
-    save_checkpoint(f"{config.saver.save_dir}/rank{process.rank}.pt", network_state(network))
+    content = {"start": start, "losses": losses, "end": network_state(trainer.network)}
+    save_checkpoint(f"{config.saver.save_dir}/rank{process.rank}.pt", content)
     stop_process()
 
 
@@ -89,7 +89,7 @@ def test_several_processes_evaluate_as_one(path: Path, processes: int) -> None:
 def trained_by_two(path: Path) -> Path:
     """The folder of the run of `path` by two processes with half the batch each."""
     folder = path.parent / "two processes"
-    arguments = (*EXACT, "dataset.batch_size=2", f"saver.save_dir={folder}")
+    arguments = (*EXACT, "dataset.batch_size=2", "trainer.print_freq_step=1", f"saver.save_dir={folder}")
     command = tiny.command(path, *arguments, processes=2, script=Path(__file__))
     environment = {**tiny.environment(), "PYTHONPATH": str(tiny.ROOT)}
     outcome = subprocess.run(command, cwd="/", env=environment, capture_output=True, text=True, check=False)
@@ -107,8 +107,24 @@ def test_two_processes_learn_what_one_learns_from_twice_the_batch(path: Path, tr
 def test_all_processes_end_with_the_same_weights(trained_by_two: Path) -> None:
     saved = load_checkpoint(trained_by_two / "ckpt.pth.tar")["state_dict"]
     for rank in (0, 1):
-        state = torch.load(trained_by_two / f"rank{rank}.pt", weights_only=True)
+        state = torch.load(trained_by_two / f"rank{rank}.pt", weights_only=True)["end"]
         assert all(torch.equal(state[name], weights) for name, weights in saved.items())
+
+
+def test_all_processes_start_with_the_same_weights_although_their_seeds_differ(trained_by_two: Path) -> None:
+    first, second = (torch.load(trained_by_two / f"rank{rank}.pt", weights_only=True)["start"] for rank in (0, 1))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    saved = load_checkpoint(trained_by_two / "ckpt.pth.tar")["state_dict"]
+    assert not all(torch.equal(first[name], weights) for name, weights in saved.items())
+
+
+def test_a_logged_loss_is_the_mean_over_the_processes(trained_by_two: Path) -> None:
+    ranks = [torch.load(trained_by_two / f"rank{rank}.pt", weights_only=True)["losses"] for rank in (0, 1)]
+    logged = [float(loss) for loss in re.findall(r"step \d+/\d+  loss ([\d.]+)", (trained_by_two / "train.log").read_text())]
+    assert len(logged) == len(ranks[0]) > 2
+    assert logged == pytest.approx([sum(pair) / 2 for pair in zip(*ranks, strict=True)], abs=1e-4)
+    assert any(abs(first - second) > 0.01 for first, second in zip(*ranks, strict=True))
 
 
 def test_each_process_has_random_numbers_of_its_own(trained_by_two: Path) -> None:

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -18,7 +19,7 @@ from tests.helpers.project_copy import allow_ctrl_c
 from utils.errors import UserError
 from utils.process.cli import run
 from utils.process.distributed import Process, average, choose_gpu, start_process, stop_process
-from utils.process.rendezvous import rendezvous
+from utils.process.rendezvous import announce_store, find_store, rendezvous
 
 SECONDS = 60  # after which a process that should have ended fails the test
 SHORTLY = timedelta(seconds=1)
@@ -274,3 +275,19 @@ def test_the_exit_code_is_that_of_the_process_that_failed_first(tmp_path) -> Non
 
 if __name__ == "__main__":
     run(main)
+
+
+@pytest.mark.parametrize("address", [None, "127.0.0.1"])
+def test_the_processes_of_a_slurm_step_meet_at_rank_0_s_own_node(tmp_path: Path, monkeypatch, address: str | None) -> None:
+    """Whatever its place among the step's nodes: here it is the first of two, the other one does not exist."""
+    monkeypatch.setenv("SLURMD_NODENAME", "localhost")
+    monkeypatch.setenv("SLURM_JOB_NODELIST", "localhost,nowhere")
+    monkeypatch.delenv("MASTER_PORT", raising=False)
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    if address:
+        monkeypatch.setenv("MASTER_ADDR", address)
+    deadline = time.monotonic() + 60
+    store = announce_store(tmp_path / "address", 0, deadline)
+    assert (tmp_path / "address").read_text().split()[0] == (address or "localhost")
+    store.set("rank 0", "here")
+    assert find_store(tmp_path / "address", deadline).get("rank 0") == b"here"

@@ -1,5 +1,6 @@
 """The report: what it shows of a result folder, what it says where something is missing, and that its size is bounded."""
 
+import csv
 import json
 import re
 import shutil
@@ -19,6 +20,7 @@ from utils.evaluation.metrics import image_scores
 from utils.report.drawing import heat_map, normalise
 from utils.report.gallery import PER_PICK, headline_score, save_gallery
 from utils.report.page import HISTOGRAMS, write_report
+from utils.report.result_folder import read_result
 
 ROOT = Path(__file__).resolve().parents[3]
 MB = 1_000_000
@@ -116,6 +118,10 @@ def test_large_maps_are_shrunk_and_a_defect_of_one_pixel_stays_in_the_mask(tmp_p
     evaluation = make_evaluation(["cup"], good=1, defective=1, size=600)
     evaluation.packed_masks[1:] = pack_masks(np.pad(np.ones((1, 1, 1)), ((0, 0), (301, 298), (301, 298))))
     save_gallery(tmp_path, evaluation, Noise(300), "max", METRICS)
+    assert [sorted(image["pictures"]) for image in read_gallery(tmp_path)["images"]] == [
+        ["image", "map", "mask"],
+        ["image", "map"],
+    ]
     for image in read_gallery(tmp_path)["images"]:
         for kind, name in image["pictures"].items():
             picture = cv2.imread(str(tmp_path / "report_gallery" / name))
@@ -351,6 +357,34 @@ def test_a_broken_file_is_named_in_one_line(folder: Path, name: str, content: st
         write_report(folder)
     assert "\n" not in str(error.value)
     assert not (folder / "report.html").exists()
+
+
+@pytest.mark.parametrize("name", ["picture", "report_gallery", "report_gallery/gallery.json", "run.json", "scores.csv"])
+def test_what_is_linked_into_the_folder_is_not_shown(folder: Path, tmp_path: Path, name: str):
+    if name == "picture":
+        name = f"report_gallery/{read_gallery(folder)['images'][0]['pictures']['image']}"
+    (folder / name).rename(tmp_path / "elsewhere")
+    (folder / name).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="is a link to another file, which a report does not show"):
+        write_report(folder)
+    (tmp_path / "linked").symlink_to(folder)  # the folder itself may be one
+    (folder / name).unlink()
+    (tmp_path / "elsewhere").rename(folder / name)
+    assert write_report(tmp_path / "linked").is_file()
+
+
+FORMULAS = ["=HYPERLINK(1)", "+1", "-1", "@SUM(A1)", "\t=1", "'=1", "line\nbreak", "return\rhere"]
+
+
+def test_names_that_a_spreadsheet_would_run_are_cells_and_come_back(tmp_path: Path):
+    evaluation = make_evaluation(FORMULAS)
+    write_results(tmp_path, evaluation, compute_metrics(evaluation, METRICS), METRICS)
+    with open(tmp_path / "scores.csv", newline="") as file:
+        cells = [cell for row in list(csv.reader(file))[1:] for cell in row[:2]]
+    assert cells
+    assert not [cell for cell in cells if cell[0] in "=+-@\t\r"]
+    assert set(read_result(tmp_path).scores.clsnames) == set(FORMULAS)
+    assert len((tmp_path / "table.txt").read_text().splitlines()) == len(FORMULAS) + 4
 
 
 def test_a_missing_picture_of_the_gallery_is_named(folder: Path):

@@ -135,7 +135,7 @@ def test_a_decoder_that_was_saved_and_loaded_draws_the_same_picture(trained: Pat
     with one_thread():
         network = load_decoder(config, Process())
         sheet = np.hstack([pair for _, pair in draw_pairs(network, checks, range(len(checks)))])
-    save_picture(tmp_path / "sheet.jpg", sheet)
+    save_picture(tmp_path, "sheet.jpg", sheet)
     assert (tmp_path / "sheet.jpg").read_bytes() == (trained.parent / "cup/vis/epoch_0002.jpg").read_bytes()
 
 

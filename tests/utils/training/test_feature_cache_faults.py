@@ -21,6 +21,7 @@ from tests.helpers import tiny
 from tests.helpers.feature_runs import FILES, Run, touch
 from utils.errors import UserError
 from utils.process.distributed import start_process, stop_process
+from utils.training import feature_cache
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -51,8 +52,15 @@ def truncate(path: Path) -> None:
     os.truncate(path, path.stat().st_size - 1)
 
 
+def fill(path: Path, byte: bytes) -> None:
+    path.write_bytes(byte * path.stat().st_size)
+
+
 DAMAGES: dict[str, Any] = {
     "features.bin is short": lambda folder: truncate(folder / "features.bin"),
+    "features.bin is of zeros": lambda folder: fill(folder / "features.bin", b"\0"),
+    "masks.bin is of ones": lambda folder: fill(folder / "masks.bin", b"\xff"),
+    "sums.bin is of zeros": lambda folder: fill(folder / "sums.bin", b"\0"),
     "masks.bin is short": lambda folder: truncate(folder / "masks.bin"),
     "sizes.bin is missing": lambda folder: (folder / "sizes.bin").unlink(),
     "key.json is missing": lambda folder: (folder / "key.json").unlink(),
@@ -74,6 +82,22 @@ def test_a_damaged_cache_is_built_again(path: Path, log: pytest.LogCaptureFixtur
     assert len(log.messages) == 2
     assert torch.equal(run.features(data), run.features(run.images("train")))
     assert run.folders() == [folder]
+
+
+def test_one_changed_row_of_many_is_found_on_demand(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feature_cache, "SAMPLE", 0)  # no row is sampled
+    Run(path).open()
+    run = Run(path)
+    file = run.folders()[0] / "features.bin"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    run.open()
+    assert run.computed == 0
+    run.cfg["dataset"]["feature_cache"]["check"] = "all"
+    data = run.open()
+    assert run.computed == 10
+    assert torch.equal(run.features(data), run.features(run.images("train")))
 
 
 def test_a_dir_that_cannot_be_one_turns_it_off(path: Path, log: pytest.LogCaptureFixture) -> None:

@@ -23,6 +23,7 @@ from utils.errors import UserError
 from utils.process.checkpoint import BEST, LAST, PREVIOUS, load_checkpoint, network_state, save_checkpoint
 from utils.process.distributed import Process
 from utils.runs.start import seed_run
+from utils.runs.train import build_trainer
 from utils.training.acceleration import compile_trained
 from utils.training.optimizer import build_optimizer, build_scheduler
 from utils.training.trainer import Trainer
@@ -103,6 +104,18 @@ def test_the_best_metric_survives_a_resume(path: Path) -> None:
     resumed = train(path, "run", "trainer.max_epoch=2", "saver.auto_resume=True")
     assert (resumed["epoch"], resumed["best_metric"]) == (2, 2.0)
     assert load_checkpoint(best)["epoch"] == 1
+
+
+def test_of_equal_metrics_the_later_checkpoint_is_the_best(path: Path) -> None:
+    config = load_config(path)
+    trainer = build_trainer(config, Process(), None, steps=3, best_by="mean_pixel_auc")
+    for metric, is_best in ((0.5, True), (0.5, True), (0.4, False), (0.5, True)):
+        trainer.history.append({"epoch": len(trainer.history) + 1, "mean_pixel_auc": metric})
+        assert (BEST in trainer.due_checkpoints(True, True)) == is_best
+    by_loss = build_trainer(config, Process(), None, steps=3)
+    for loss, is_best in ((2.0, True), (2.0, True), (3.0, False)):
+        by_loss.history.append({"loss": loss})
+        assert (BEST in by_loss.due_checkpoints(True, True)) == is_best
 
 
 def test_the_best_by_one_metric_is_not_held_against_another(path: Path, log_text) -> None:
