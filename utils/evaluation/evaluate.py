@@ -1,7 +1,5 @@
 """Evaluation: run a network over a test set in order, gather what it says, and report it as tables and files."""
 
-import csv
-import io
 import math
 import shutil
 from collections import Counter
@@ -187,12 +185,9 @@ def write_results(folder: str | Path, evaluation: Evaluation, results: Results, 
     write_table(folder, results)
     columns = score_columns(metrics)
     scores = [[f"{value:.8g}" for value in values] for values in evaluation.scores(list(columns.values())).values()]
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["filename", "clsname", "label", *columns])
     names = (map(to_cell, column) for column in (evaluation.filenames, evaluation.clsnames))
-    writer.writerows(zip(*names, evaluation.labels, *scores, strict=True))
-    write_text(Path(folder) / "scores.csv", text.getvalue())
+    lines = [("filename", "clsname", "label", *columns), *zip(*names, map(str, evaluation.labels), *scores, strict=True)]
+    write_text(Path(folder) / "scores.csv", "".join(",".join(line) + "\n" for line in lines))
 
 
 def write_table(folder: str | Path, results: Results) -> None:

@@ -103,7 +103,7 @@ class Output:
             decision = None if threshold is None else "defective" if result.score > threshold else "good"
             score, latency = f"{result.score:.8g}", f"{1000 * result.latency:.1f}"
             if self.format == "csv":
-                line = ",".join((quoted(result.file), score, decision or "", latency))
+                line = ",".join((to_cell(result.file), score, decision or "", latency))
             else:
                 values = (result.file, float(score), decision, float(latency))
                 line = json.dumps(dict(zip(COLUMNS, values, strict=True)))
@@ -134,7 +134,7 @@ class Output:
         """Write errors.csv, or remove an earlier run's if there are no errors; returns its path."""
         path = self.out / "errors.csv"
         if errors:
-            lines = ["file,error\n", *(f"{quoted(result.file)},{quoted(result.error)}\n" for result in errors)]
+            lines = ["file,error\n", *(f"{to_cell(result.file)},{to_cell(result.error)}\n" for result in errors)]
             data = "".join(lines).encode("utf-8", "surrogateescape")
             write_atomically(path, lambda file: file.write(data))
         else:
@@ -148,12 +148,6 @@ def complete_length(data: bytes, quotes: bool) -> int:
     while quotes and end and data.count(b'"', 0, end) % 2:
         end = data.rfind(b"\n", 0, end - 1) + 1
     return end
-
-
-def quoted(text: str) -> str:
-    """A text as a field of a CSV file."""
-    text = to_cell(text)
-    return '"' + text.replace('"', '""') + '"' if any(mark in text for mark in ',"\r\n') else text
 
 
 def unique_name(file: str, ending: str) -> PurePosixPath:
