@@ -144,10 +144,11 @@ def remove_empty(folders: list[Path]) -> None:
 
 
 def to_cell(text: str) -> str:
-    """A text as a cell that no spreadsheet runs: what begins like a formula gets an apostrophe."""
-    return f"'{text}" if FORMULA.match(text) else text
+    """A text as a field of a CSV file that no spreadsheet runs: what begins like a formula gets an apostrophe."""
+    text = f"'{text}" if FORMULA.match(text) else text
+    return '"' + text.replace('"', '""') + '"' if any(mark in text for mark in ',"\r\n') else text
 
 
 def from_cell(cell: str) -> str:
-    """The text that `to_cell` was given."""
+    """The text that `to_cell` was given. cell: as a CSV reader gives it."""
     return cell[1:] if cell.startswith("'") and FORMULA.match(cell) else cell

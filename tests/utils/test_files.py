@@ -101,15 +101,13 @@ def test_a_link_that_leads_out_of_the_folder_is_not_followed(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", "'=1", "''-1"])
 def test_a_cell_that_a_spreadsheet_would_run_gets_an_apostrophe(text: str) -> None:
-    assert to_cell(text) == f"'{text}"
-    assert from_cell(to_cell(text)) == text
+    (cell,) = next(csv.reader([to_cell(text)]))
+    assert cell == f"'{text}"
+    assert from_cell(cell) == text
 
 
 @given(st.text())
 def test_any_text_survives_a_cell(text: str) -> None:
-    file = io.StringIO(newline="")
-    csv.writer(file).writerow([to_cell(text), "1"])
-    file.seek(0)
-    ((cell, _),) = csv.reader(file)
+    ((cell, _),) = csv.reader(io.StringIO(f"{to_cell(text)},1\n", newline=""))
     assert from_cell(cell) == text
     assert cell[:1] not in ("=", "+", "-", "@", "\t", "\r")

@@ -1,7 +1,5 @@
 """Evaluation: run a network over a test set in order, gather what it says, and report it as tables and files."""
 
-import csv
-import io
 import math
 import shutil
 from collections import Counter
@@ -190,12 +188,10 @@ def write_results(folder: str | Path, evaluation: Evaluation, results: Results, 
     columns = score_columns(metrics)
     scores = [[f"{value:.8g}" for value in values] for values in evaluation.scores(list(columns.values())).values()]
     defects = [f"{100 * evaluation.mask(position).mean():.6g}" for position in range(len(evaluation))]
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["filename", "clsname", "label", *columns, DEFECT])
     names = (map(to_cell, column) for column in (evaluation.filenames, evaluation.clsnames))
-    writer.writerows(zip(*names, evaluation.labels, *scores, defects, strict=True))
-    write_text(Path(folder) / "scores.csv", text.getvalue())
+    rows = zip(*names, map(str, evaluation.labels), *scores, defects, strict=True)
+    lines = [("filename", "clsname", "label", *columns, DEFECT), *rows]
+    write_text(Path(folder) / "scores.csv", "".join(",".join(line) + "\n" for line in lines))
 
 
 def write_table(folder: str | Path, results: Results) -> None:

@@ -52,9 +52,7 @@ def measure_regions(folder: str | Path, evaluation: Evaluation, calibration: Cal
     A class's own pixel threshold decides, else the pooled one.
     """
     rates: dict[str, RegionRates] = {}
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
+    lines = [COLUMNS]
     for position, (name, file) in enumerate(zip(evaluation.clsnames, evaluation.filenames, strict=True)):
         threshold = calibration.classes.get(name, calibration.pooled).pixel_threshold
         numbers, regions = find_regions(evaluation.map(position), threshold, calibration.min_area)
@@ -64,9 +62,9 @@ def measure_regions(folder: str | Path, evaluation: Evaluation, calibration: Cal
         for number, region in enumerate(regions, start=1):
             box = (region.x, region.y, region.width, region.height)
             values = (f"{value:.8g}" for value in (100 * region.share, region.peak, region.mean))
-            writer.writerow([to_cell(file), to_cell(name), label, *box, *values, int(number in on_defect)])
+            lines.append((to_cell(file), to_cell(name), *map(str, (label, *box)), *values, str(int(number in on_defect))))
     rates = dict(sorted(rates.items()))
-    write_text(Path(folder) / REGIONS, text.getvalue())
+    write_text(Path(folder) / REGIONS, "".join(",".join(line) + "\n" for line in lines))
     content = {"false_alarm_rate": calibration.false_alarm_rate, "classes": {name: asdict(r) for name, r in rates.items()}}
     write_text(Path(folder) / REGION_RATES, json.dumps(content, indent=1) + "\n")
     return rates

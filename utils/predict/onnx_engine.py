@@ -82,7 +82,7 @@ class OnnxEngine:
                 raise UserError(f"{self.name}: its network cannot be run ({error})") from None
             parts.append([output[: len(part)] for output in outputs])
         scores, maps = map(np.concatenate, zip(*parts, strict=True))
-        if scores.shape != images.shape[:1] or maps.shape != images.shape[:3]:
+        if scores.shape != images.shape[:1] or maps.shape[:1] != images.shape[:1]:
             raise UserError(f"{self.name}: gives scores {scores.shape} and maps {maps.shape} for images {images.shape}")
         return scores, maps
 

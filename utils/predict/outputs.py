@@ -146,7 +146,7 @@ class Output:
     def _line(self, values: dict[str, Any]) -> str:
         if self.format == "jsonl":
             return json.dumps(values) + "\n"
-        cells = (quoted(value) if isinstance(value, str) else "" if value is None else str(value) for value in values.values())
+        cells = (to_cell(value) if isinstance(value, str) else "" if value is None else str(value) for value in values.values())
         return ",".join(cells) + "\n"
 
     def _append(self, path: Path, text: str) -> None:
@@ -171,7 +171,7 @@ class Output:
         """Write errors.csv, or remove an earlier run's if there are no errors; returns its path."""
         path = self.out / "errors.csv"
         if errors:
-            lines = ["file,error\n", *(f"{quoted(result.file)},{quoted(result.error)}\n" for result in errors)]
+            lines = ["file,error\n", *(f"{to_cell(result.file)},{to_cell(result.error)}\n" for result in errors)]
             data = "".join(lines).encode("utf-8", "surrogateescape")
             write_atomically(path, lambda file: file.write(data))
         else:
@@ -190,12 +190,6 @@ def complete_length(data: bytes, quotes: bool) -> int:
     while quotes and end and data.count(b'"', 0, end) % 2:
         end = data.rfind(b"\n", 0, end - 1) + 1
     return end
-
-
-def quoted(text: str) -> str:
-    """A text as a field of a CSV file."""
-    text = to_cell(text)
-    return '"' + text.replace('"', '""') + '"' if any(mark in text for mark in ',"\r\n') else text
 
 
 def unique_name(file: str, ending: str) -> PurePosixPath:

@@ -25,7 +25,8 @@ def save_images(folder: Path, images: dict[str, np.ndarray]):
     for name, pixels in images.items():
         tiny.save_image(folder / "data" / name, pixels)
     (folder / "data/test.json").write_text("".join(json.dumps(record) + "\n" for record in records))
-    return build_dataset(load_config(path).dataset, "test")
+    outside = "dataset.image_reader.kwargs.allow_outside=True"
+    return build_dataset(load_config(path, [outside]).dataset, "test")
 
 
 def evaluation_of(data, maps: list[np.ndarray], masks: list[np.ndarray] | None = None) -> Evaluation:

@@ -120,9 +120,10 @@ def test_evaluated_maps_masks_and_pictures_have_the_finished_size(form: str, tra
         columns = 4 * width if name.startswith("compound") else width
         assert cv2.imread(str(trained.parent / name)).shape == (height, columns, 3), name
     gallery = json.loads((trained.parent / "result/report_gallery/gallery.json").read_text())
+    seen = build_dataset(load_config(trained, FORMS[form]).dataset, "test").read_seen(0).shape  # in its own proportions
     for image in gallery["images"]:
         for name in image["pictures"].values():
-            assert cv2.imread(str(trained.parent / "result/report_gallery" / name)).shape == (height, width, 3), name
+            assert cv2.imread(str(trained.parent / "result/report_gallery" / name)).shape == seen, name
 
 
 def test_the_picture_shows_what_the_network_saw_and_the_mask_of_that_part(form: str, trained: Path) -> None:
