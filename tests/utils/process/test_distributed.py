@@ -123,8 +123,8 @@ def test_a_logged_loss_is_the_mean_over_the_processes(trained_by_two: Path) -> N
     ranks = [torch.load(trained_by_two / f"rank{rank}.pt", weights_only=True)["losses"] for rank in (0, 1)]
     logged = [float(loss) for loss in re.findall(r"step \d+/\d+  loss ([\d.]+)", (trained_by_two / "train.log").read_text())]
     assert len(logged) == len(ranks[0]) > 2
-    assert logged == pytest.approx([sum(pair) / 2 for pair in zip(*ranks, strict=True)], abs=1e-4)
-    assert any(first != second for first, second in zip(*ranks, strict=True))
+    assert logged == pytest.approx([sum(pair) / 2 for pair in zip(*ranks, strict=True)], abs=6e-5)  # of four digits
+    assert any(abs(first - second) > 5e-4 for first, second in zip(*ranks, strict=True))
 
 
 def test_each_process_has_random_numbers_of_its_own(trained_by_two: Path) -> None:
