@@ -272,7 +272,7 @@ def test_a_training_that_slurm_requeues_ends_with_the_whole_result(queue, experi
     (tmp_path / "telling.py").write_text(TELLS_OF_SIGNALS)
     program = make_program(tmp_path / "python", '#!/bin/sh\nexec "$REAL_PYTHON" "$TELLING" "$@"\n')
     image = HeldImage(experiment / "data/cup/train/good/000.png") if fills else None  # the pass over ten images is too quick
-    job = queue("--overwrite", "dataset.on_bad_image=skip", *options, PYTHON=program, **python)
+    job = queue("--overwrite", *options, PYTHON=program, **python)
     if fills:
         image.wait_for_reader()
         job.wait_for_line("task 0 listens to signals")

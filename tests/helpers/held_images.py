@@ -1,35 +1,30 @@
 """An image file that holds the run that reads it, until the test lets it go on."""
 
+import fcntl
 import os
+import signal
 import time
 from pathlib import Path
 
-TIMEOUT = 60  # seconds until a reader comes
+TIMEOUT = 60  # seconds until a reader comes; then it waits at most /proc/sys/fs/lease-break-time, 45 seconds
 
 
 class HeldImage:
-    """From now on the first run that reads `image` waits in there. A run takes it only with dataset.on_bad_image=skip."""
+    """From now on the first run that opens `image` waits: the kernel gives it the file when this lease on it ends."""
 
     def __init__(self, image: Path) -> None:
-        self.image, self.content = image, image.read_bytes()
-        image.unlink()
-        os.mkfifo(image)
+        self.image = image
+        signal.signal(signal.SIGIO, signal.SIG_IGN)  # the kernel says so that somebody waits; wait_for_reader asks
+        self.file = os.open(image, os.O_RDWR)
+        fcntl.fcntl(self.file, fcntl.F_SETLEASE, fcntl.F_WRLCK)
 
     def wait_for_reader(self) -> None:
         deadline = time.monotonic() + TIMEOUT
-        while True:
-            try:
-                self.pipe = os.open(self.image, os.O_WRONLY | os.O_NONBLOCK)
-            except OSError:  # nobody reads yet
-                assert time.monotonic() < deadline, f"nobody reads {self.image}"
-                time.sleep(0.01)
-            else:
-                return
+        while fcntl.fcntl(self.file, fcntl.F_GETLEASE) == fcntl.F_WRLCK:
+            assert time.monotonic() < deadline, f"nobody reads {self.image}"
+            time.sleep(0.01)
 
     def release(self) -> None:
-        """Give the reader its content; later ones find a plain file."""
-        self.image.unlink()
-        self.image.write_bytes(self.content)
-        os.set_blocking(self.pipe, True)
-        with open(self.pipe, "wb") as file:
-            file.write(self.content)
+        """Let the reader go on; later ones find a plain file."""
+        fcntl.fcntl(self.file, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+        os.close(self.file)

@@ -327,4 +327,4 @@ def test_bfloat16_trains_with_statistics_in_float32(path: Path) -> None:
 
 def test_the_loss_says_the_step_where_nothing_can_be_learnt(path: Path) -> None:
     with pytest.raises(UserError, match=r"the loss is (nan|inf) at epoch 1, step 1; files: "):
-        tiny.train(path, "criterion.pseudo.kwargs.weight=.inf")
+        tiny.train(path, "criterion.pseudo.kwargs.weight=1.0e+300")

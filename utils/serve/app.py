@@ -200,9 +200,7 @@ class Service:
         decision = rule.decide(result.score, resize_map(result.anomaly_map, result.size))
         if format == "png":
             return decision, Response(encode_png(draw(result, decision, rule)), media_type="image/png")
-        regions = [{**asdict(region), "percent": 100 * region.share} for region in decision.regions or ()]
-        for region in regions:
-            del region["share"]
+        regions = [asdict(region) | {"percent": 100 * region.share} for region in decision.regions or ()]
         content = {
             "decision": decision.verdict,
             "score": result.score,

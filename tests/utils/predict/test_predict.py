@@ -20,6 +20,7 @@ from PIL import Image
 
 from datasets.lists import IMAGE_EXTENSIONS
 from tests.helpers import tiny
+from tests.helpers.hostile_images import hostile_images
 from tests.helpers.locks import held_by_another
 from tools import predict
 from utils.errors import UserError
@@ -587,12 +588,21 @@ def test_a_camera_stands_by_itself(run, image: Path) -> None:
         run("0", image)
 
 
+def restore_sigint() -> None:
+    """It is ignored if the tests were started with nohup and &."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_a_watched_folder_has_a_line_an_image_as_they_come(checkpoint: Path, image: Path, tmp_path: Path) -> None:
     (folder := tmp_path / "incoming").mkdir()
     data, out = image.read_bytes(), tmp_path / "out"
     (folder / "first.png").write_bytes(data)
     running = subprocess.Popen(
-        command(checkpoint, out, folder, "--watch"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command(checkpoint, out, folder, "--watch"),
+        preexec_fn=restore_sigint,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
 
     def wait_for(names: list[str]) -> None:
@@ -646,6 +656,20 @@ def test_no_image_predicted_is_an_error(run, tmp_path: Path) -> None:
 
 
 # --- continuing ---
+
+
+def test_hostile_files_have_a_line_each(checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    names = [f"{number:04d}.png" for number in range(1000)]
+    for name, data in zip(names, hostile_images(len(names), seed=1), strict=True):
+        (tmp_path / "in" / name).write_bytes(data)
+    done = subprocess.run(command(checkpoint, tmp_path / "out", tmp_path / "in"), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    scored, failed = files(tmp_path / "out"), files(tmp_path / "out", "errors.csv")
+    assert sorted(scored + failed) == names
+    assert len(scored) > 100
+    assert len(failed) > 100
 
 
 def test_killed_in_the_middle_it_goes_on_without_loss_or_repeat(checkpoint: Path, image: Path, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.helpers.hostile_images import hostile_images
 from tests.helpers.services import SECONDS, SERVE, Service, images
 from utils.evaluation.decisions import Rule
 from utils.predict.export import export_checkpoint
@@ -232,6 +233,21 @@ def test_many_callers_and_hostile_ones_lose_nothing(calibrated: Path, trained: P
     assert counts[503] > 0  # 64 callers, 48 places
     assert resident(service.process.pid) < half_way + 50
     assert service.end() == (0, "")
+
+
+def test_hostile_files_get_an_answer_each_and_leave_no_memory(calibrated: Path) -> None:
+    service = Service(calibrated, "--max_megapixels", 1)
+    statuses, memory = Counter(), {}
+    for number, data in enumerate(hostile_images(1000)):
+        answer = service.predict(data)
+        statuses[answer.status_code] += 1
+        if answer.status_code != 200:
+            assert "\n" not in answer.json()["error"]
+        if number in (300, 999):
+            memory[number] = resident(service.process.pid)
+    assert statuses.keys() == {200, 413, 415}
+    assert memory[999] < memory[300] + 50
+    assert service.end()[0] == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -14,7 +14,7 @@ from tests.helpers.started_runs import result, start
 from utils.errors import Interrupted, UserError
 from utils.process.cli import EXIT_INTERRUPTED
 
-OPTIONS = (tiny.MEMORY, "saver.auto_resume=True", "dataset.on_bad_image=skip", "dataset.batch_size=2")
+OPTIONS = (tiny.MEMORY, "saver.auto_resume=True", "dataset.batch_size=2")
 OFF = "dataset.feature_cache.mode=off"
 
 
