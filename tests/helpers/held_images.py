@@ -15,6 +15,7 @@ class HeldImage:
     def __init__(self, image: Path) -> None:
         self.image = image
         signal.signal(signal.SIGIO, signal.SIG_IGN)  # the kernel says so that somebody waits; wait_for_reader asks
+        os.utime(image)  # a cache of it is no longer valid
         self.file = os.open(image, os.O_RDWR)
         fcntl.fcntl(self.file, fcntl.F_SETLEASE, fcntl.F_WRLCK)
 
