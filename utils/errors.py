@@ -12,13 +12,16 @@ class UserError(Exception):
     def __str__(self) -> str:
         # A DataLoader worker re-raises with its traceback written in front of the message; only the message is for people.
         text = super().__str__().rsplit("UserError: ", 1)[-1].strip()
-        if len(text) > MESSAGE:  # what is wrong stands at the end, where it is at the beginning
-            text = f"{text[: MESSAGE // 2]} … {text[-MESSAGE // 2 :]}"
-        return printable(text)
+        return shorten(printable(shorten(text)))  # a character that cannot be shown becomes several
 
 
 class Interrupted(Exception):
     """A signal asked the run to stop, and it has saved its state. The message is one line; see utils.process.cli.run."""
+
+
+def shorten(text: str) -> str:
+    """Of a text that is longer than a screen its begin and end: the thing, and what is wrong with it."""
+    return text if len(text) <= MESSAGE else f"{text[: MESSAGE // 2]} … {text[-MESSAGE // 2 :]}"
 
 
 def printable(text: str) -> str:

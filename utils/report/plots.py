@@ -45,7 +45,7 @@ def new_axes(w: int, h: int, left: int, foot: int) -> Axes:
 def to_svg(axes: Axes, alt: str) -> Markup:
     """The figure as an SVG element with an alternative text; `alt` is unique on the page."""
     text = io.StringIO()
-    with mpl.rc_context({"svg.hashsalt": alt}):  # ids within the plot are unique, and the same plot is the same text
+    with mpl.rc_context({"svg.hashsalt": ascii(alt)}):  # ids within the plot are unique, and the same plot is the same text
         axes.figure.savefig(text, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     body = text.getvalue().split("</defs>", 1)[1]  # without prologue, opening tag and style
     body = body.replace(INK, "currentColor").replace('<g id="var', '<g style="color: var').replace("xlink:href", "href")
