@@ -1,6 +1,7 @@
 """Dinomaly decodes what a ViT's layers say from a noisy mean of them (Guo et al., CVPR 2025)."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -134,9 +135,28 @@ def linear_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def elu_plus_1(x: Tensor) -> Tensor:
-    if x.device.type == "cpu" and not x.requires_grad:  # torch's elu is eight times slower there than its exp
-        return x.clamp_max(0).exp_().add_(x.relu())
+    if x.device.type == "cpu":  # torch's elu is eight times slower there than its exp
+        return EluPlus1.apply(x) if x.requires_grad else exp_or_plus_1(x)
     return F.elu(x) + 1
+
+
+def exp_or_plus_1(x: Tensor) -> Tensor:
+    return x.clamp_max(0).exp_().add_(x.relu())
+
+
+class EluPlus1(torch.autograd.Function):
+    """Its derivative, exp(x) below 0 and 1 above, is the result up to 1."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        y = exp_or_plus_1(x)
+        ctx.save_for_backward(y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (y,) = ctx.saved_tensors
+        return y.clamp_max(1).mul_(gradient)
 
 
 class MLP(nn.Module):

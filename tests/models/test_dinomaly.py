@@ -134,12 +134,14 @@ def test_linear_attention_equals_attention_with_every_weight_written_out() -> No
     torch.testing.assert_close(linear_attention(q, k, v), scores / scores.sum(dim=3, keepdim=True) @ v)
 
 
-def test_elu_plus_1_is_the_same_with_and_without_gradients() -> None:
-    x = torch.tensor([-1e4, -90.0, -1.0, -1e-3, 0.0, 1e-3, 1.0, 1e4])
-    given = x.clone()
-    torch.testing.assert_close(elu_plus_1(x), F.elu(x) + 1)
+def test_elu_plus_1_and_its_gradient_are_those_of_torch_s_elu() -> None:
+    x = torch.tensor([-1e4, -90.0, -1.0, -1e-3, 0.0, 1e-3, 1.0, 1e4], requires_grad=True)
+    given, gradient = x.detach().clone(), torch.linspace(1, 2, len(x))
+    result, expected = elu_plus_1(x), F.elu(x) + 1
+    torch.testing.assert_close(result, expected)
+    torch.testing.assert_close(*(torch.autograd.grad(y, x, gradient) for y in (result, expected)))
+    assert torch.equal(elu_plus_1(x.detach()), result)
     assert torch.equal(x, given)
-    assert torch.equal(elu_plus_1(x.requires_grad_()), F.elu(x) + 1)
 
 
 @pytest.mark.parametrize("step", [0, 1, 250, 999, 1000, 10**6])
