@@ -13,7 +13,7 @@ from models.losses import Criterion, GroupCosineLoss
 from models.reconstructions import Dinomaly
 from models.reconstructions.dinomaly import elu_plus_1, linear_attention
 from tests.helpers.golden_cases import DINOMALY, DINOMALY_CASES, DINOMALY_KEYS, golden_tokens, golden_weights
-from tests.helpers.plain_dinomaly import PlainDinomaly, plain_loss
+from utils.benchmark.plain_dinomaly import PlainDinomaly, plain_loss
 from utils.errors import UserError
 from utils.evaluation.maps import MapForm
 from utils.evaluation.metrics import image_scores

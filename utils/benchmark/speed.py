@@ -18,7 +18,9 @@ from models import build_network
 from models.backbones.specs import SPECS
 from models.losses import Criterion
 from models.network import Network
+from utils import optim
 from utils.benchmark.plain import PlainNetwork
+from utils.benchmark.plain_dinomaly import PlainDinomalyNetwork, plain_criterion
 from utils.benchmark.process import fresh_process, in_fresh_process
 from utils.config import to_plain
 from utils.errors import UserError
@@ -32,25 +34,34 @@ TASKS = {"train_step": 8, "feature_extraction": 8, "inference": 8, "inference_ba
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 REFERENCE = "reference"  # the plain network, in float32
 SIDES = (REFERENCE, *PRECISIONS)
+DINOMALY = "models.reconstructions.Dinomaly"
 MATRIX = 2048  # side of the matrices whose product gives the machine's limit
 
 
 def benchmark_config(config: EasyDict) -> dict[str, Any]:
     """The configuration to measure, as plain dicts, without pretrained weights. UserError if the plain reference lacks a part."""
     config = to_plain(config)
-    backbone, neck, reconstruction, *more = config["net"]
+    backbone, reconstruction = config["net"][0], config["net"][-1]
+    if reconstruction["type"] != DINOMALY:
+        check_convolutional(*config["net"])
+    if not backbone["frozen"]:
+        raise UserError(f"net.{backbone['name']} must be frozen: a training step is measured from features computed once")
+    backbone["kwargs"]["pretrained"] = False
+    return config
+
+
+def check_convolutional(backbone: dict, neck: dict, reconstruction: dict, *more: dict) -> None:
+    """UserError for a `net` with a neck that PlainNetwork does not cover."""
     if reconstruction["type"] != "models.reconstructions.UniAD":
-        raise UserError(f"net.{reconstruction['name']}.type must be models.reconstructions.UniAD: that is what is measured")
+        raise UserError(
+            f"net.{reconstruction['name']}.type must be models.reconstructions.UniAD or {DINOMALY}: they are measured"
+        )
     if more:
         raise UserError(f"net.{more[0]['name']} has no plain reference: name a configuration without it")
     if neck["kwargs"]["standardise"]:
         raise UserError(f"net.{neck['name']}.kwargs.standardise has no plain reference: leave it out")
     if backbone["type"].rsplit(".")[-1] not in SPECS:
         raise UserError(f"net.{backbone['name']}.type {backbone['type']} has no plain reference: use one of {', '.join(SPECS)}")
-    if not backbone["frozen"]:
-        raise UserError(f"net.{backbone['name']} must be frozen: a training step is measured from features computed once")
-    backbone["kwargs"]["pretrained"] = False
-    return config
 
 
 def measure_speed(config: dict[str, Any], tasks: Sequence[str] = tuple(TASKS), rounds: int = 7) -> dict[str, Any]:
@@ -134,15 +145,15 @@ def build_run(config: dict[str, Any], task: str, side: str) -> Callable[[], obje
     dtype = PRECISIONS.get(side, torch.float32)
     ours, plain = build_networks(config["net"])
     network = (plain if side == REFERENCE else ours).to(device)
-    inputs = {"image": torch.randn(batch, 3, *config["dataset"]["input_size"], device=device)}
+    inputs = {"image": random_images(config, batch).to(device)}
     if task == "train_step":
         if network is ours:
-            kwargs = config["net"][-1]["kwargs"]
-            inputs = {"feature_align": torch.randn(batch, *kwargs["inplanes"], *kwargs["feature_size"], device=device)}
+            with torch.no_grad():
+                one = network.front({"image": inputs["image"][:1]})[network.reads]  # few, as the peak of memory is a step's
+            inputs = {network.reads: torch.randn(batch, *one.shape[1:], device=device)}
         return training_step(config, network, inputs, dtype)
     network.requires_grad_(False).eval()
-    backbone, neck, _ = ours.children()
-    extract = plain.extract if network is plain else nn.Sequential(backbone, neck)
+    extract = plain.extract if network is plain else ours.front
     forward = network if task.startswith("inference") else extract
 
     @torch.no_grad()
@@ -153,10 +164,15 @@ def build_run(config: dict[str, Any], task: str, side: str) -> Callable[[], obje
     return run
 
 
-def build_networks(net: Sequence[dict]) -> tuple[Network, PlainNetwork]:
+def random_images(config: dict[str, Any], number: int) -> Tensor:
+    """As the network sees them, N x 3 x H x W."""
+    return torch.randn(number, 3, *(config["dataset"].get("crop") or config["dataset"]["input_size"]))
+
+
+def build_networks(net: Sequence[dict]) -> tuple[Network, PlainNetwork | PlainDinomalyNetwork]:
     """The network of a configuration and its plain reference, with the same weights."""
-    ours, plain = build_network(net), PlainNetwork(net)
-    backbone, _, reconstruction = ours.children()
+    ours, plain = build_network(net), (PlainDinomalyNetwork if net[-1]["type"] == DINOMALY else PlainNetwork)(net)
+    backbone, *_, reconstruction = ours.children()
     plain.backbone.load_state_dict(backbone.state_dict())
     plain.reconstruction.load_state_dict(reconstruction.state_dict())
     return ours, plain
@@ -165,13 +181,19 @@ def build_networks(net: Sequence[dict]) -> tuple[Network, PlainNetwork]:
 def training_step(
     config: dict[str, Any], network: nn.Module, inputs: dict[str, Tensor], dtype: torch.dtype
 ) -> Callable[[], float]:
-    """One step of the trainer on `inputs`, with the network in `dtype`. The plain network has torch's default optimiser."""
-    settings, process = config["trainer"]["optimizer"], Process(device=choose_device(0))
-    if isinstance(network, PlainNetwork):
-        optimizer = getattr(torch.optim, settings["type"])(trained_parameters(network), **settings["kwargs"])
-    else:
+    """One step of the trainer on `inputs`, with the network in `dtype`. A plain network has a plain loss and optimiser."""
+    settings, process, criterion = (
+        config["trainer"]["optimizer"],
+        Process(device=choose_device(0)),
+        Criterion(config["criterion"]),
+    )
+    if isinstance(network, Network):
         optimizer = build_optimizer(network, settings)
-    trainer = Trainer(network.train(), Criterion(config["criterion"]), optimizer, None, config, process)  # needs no schedule
+    else:
+        optimizer = getattr(optim, settings["type"])(trained_parameters(network), **settings["kwargs"])
+        if isinstance(network, PlainDinomalyNetwork):
+            criterion = plain_criterion
+    trainer = Trainer(network.train(), criterion, optimizer, None, config, process)  # needs no schedule
     trainer.precision = dtype
     return partial(trainer.train_step, inputs)
 
@@ -196,7 +218,7 @@ def map_difference(config: dict[str, Any], dtype: torch.dtype) -> float:
     """The largest difference between both networks' anomaly maps of random images, as a fraction of the plain map's range."""
     torch.manual_seed(0)
     ours, plain = (network.eval().to(choose_device(0)) for network in build_networks(config["net"]))
-    inputs = {"image": torch.randn(2, 3, *config["dataset"]["input_size"], device=choose_device(0))}
+    inputs = {"image": random_images(config, 2).to(choose_device(0))}
     expected = plain(inputs)["pred"]
     with autocast(expected.device, dtype):
         given = ours(inputs)["pred"]

@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from models.losses import Criterion
 from tests.helpers import tiny
 from utils.benchmark.metrics import measure_metrics
+from utils.benchmark.plain_dinomaly import plain_criterion
 from utils.benchmark.report import format_report
 from utils.benchmark.speed import (
     PRECISIONS,
@@ -22,6 +24,7 @@ from utils.benchmark.speed import (
     count_multiply_adds,
     map_difference,
     measure_speed,
+    random_images,
 )
 from utils.config import load_config
 from utils.errors import UserError
@@ -58,13 +61,13 @@ def load(path: Path, *overrides: str) -> dict[str, Any]:
 # ---- the plain reference computes the same
 
 
-def assert_same_outputs(config: dict[str, Any]) -> None:
+def assert_same_outputs(config: dict[str, Any], names: Sequence[str] = ("feature_align", "feature_rec", "pred")) -> None:
     torch.manual_seed(0)
     ours, plain = build_networks(config["net"])
-    inputs = {"image": torch.randn(1, 3, *config["dataset"]["input_size"])}
+    inputs = {"image": random_images(config, 1)}
     with torch.no_grad():
         outputs, expected = ours.eval()(inputs), plain.eval()(inputs)
-    for name in ("feature_align", "feature_rec", "pred"):
+    for name in names:
         extent = (expected[name].max() - expected[name].min()).item()
         assert extent > 0
         torch.testing.assert_close(outputs[name], expected[name], rtol=0, atol=1e-4 * extent, msg=name)
@@ -79,6 +82,20 @@ def test_the_plain_reference_gives_the_features_and_maps_of_each_experiment(expe
 @pytest.mark.parametrize("overrides", VARIANTS, ids=lambda overrides: overrides[0].rsplit(".", 1)[-1].split("=")[0])
 def test_the_plain_reference_follows_the_configuration(config_path: Path, overrides: list[str]) -> None:
     assert_same_outputs(load(config_path, *overrides))
+
+
+def test_the_plain_dinomaly_gives_the_same_map_and_first_loss(config_path: Path) -> None:
+    config = load(config_path, *tiny.DINOMALY, f"{RECONSTRUCTION}.dropout=0")
+    assert_same_outputs(config, names=("pred",))
+    inputs = {"image": random_images(config, 2)}
+    ours, plain = (network.train() for network in build_networks(config["net"]))
+    torch.testing.assert_close(plain_criterion(plain(inputs)), Criterion(config["criterion"])(ours(inputs)))
+
+
+def test_a_step_of_the_plain_dinomaly_runs_the_backbone(config_path: Path) -> None:
+    config = load(config_path, *tiny.DINOMALY)
+    reference, ours = (count_multiply_adds(build_run(config, "train_step", side)) for side in (REFERENCE, "float32"))
+    assert 0 < 1.2 * ours < reference
 
 
 @pytest.mark.parametrize("normalize_before", [True, False])

@@ -1,8 +1,51 @@
-"""Dinomaly in torch's own modules, as the paper's text has it: what the fast one is compared with, and timed against."""
+"""Dinomaly in torch's own modules, as the paper's text has it: what the fast one is compared with, and timed against.
+
+Nothing is computed beforehand: a training step starts from images, and groups are means of all layers.
+"""
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from models.backbones import BACKBONES
+from models.reconstructions.uniad import enlarge
+
+
+class PlainDinomalyNetwork(nn.Module):
+    """Image to map, for a `net` as load_config returns it. The backbone stays in eval mode and takes no gradients."""
+
+    def __init__(self, net: Sequence[dict]) -> None:
+        super().__init__()
+        subnet, reconstruction = net
+        self.backbone = BACKBONES[subnet["type"].rsplit(".")[-1]](**subnet["kwargs"]).requires_grad_(False)
+        kwargs = reconstruction["kwargs"]
+        numbers = [kwargs[name] for name in ("nhead", "num_decoder_layers", "groups", "dropout")]
+        self.reconstruction = PlainDinomaly(kwargs["inplanes"][0], *numbers, *kwargs["feature_size"])
+        self.stride = kwargs["instrides"][0]
+
+    def train(self, mode: bool = True) -> "PlainDinomalyNetwork":
+        super().train(mode)
+        self.backbone.eval()
+        return self
+
+    def extract(self, inputs: dict[str, Tensor]) -> list[Tensor]:
+        """{"image": B x 3 x H x W} -> the tokens of every layer, B x N x D, prefix first."""
+        outputs = self.backbone(inputs)
+        grids = [grid.flatten(2).transpose(1, 2) for grid in outputs["features"]]
+        return [torch.cat(pair, dim=1) for pair in zip(outputs["prefix"], grids, strict=True)] if "prefix" in outputs else grids
+
+    def forward(self, inputs: dict[str, Tensor]) -> dict[str, list[Tensor] | Tensor]:
+        """{"image": B x 3 x H x W} -> encoded and decoded, in eval mode also pred."""
+        encoded, decoded = self.reconstruction(self.extract(inputs))
+        outputs = {"encoded": encoded, "decoded": decoded}
+        if not self.training:
+            pairs = zip(encoded, decoded, strict=True)
+            maps = [1 - F.cosine_similarity(*pair, dim=1).unsqueeze(1) for pair in pairs]  # B x 1 x h x w each
+            maps = [enlarge(x, [side * self.stride for side in x.shape[2:]]) for x in maps]
+            outputs["pred"] = torch.stack(maps).mean(dim=0)  # B x 1 x H x W
+        return outputs
 
 
 class PlainDinomaly(nn.Module):
@@ -65,6 +108,11 @@ class PlainMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.drop(self.fc2(self.drop(F.gelu(self.fc1(self.drop(x))))))
+
+
+def plain_criterion(outputs: dict[str, list[Tensor]]) -> Tensor:
+    """The loss of a training's first step, in which no position counts as easy."""
+    return plain_loss(outputs["encoded"], outputs["decoded"], easy_share=0.0, factor=0.1)
 
 
 def plain_loss(encoded: list[Tensor], decoded: list[Tensor], easy_share: float, factor: float) -> Tensor:
