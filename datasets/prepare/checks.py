@@ -13,7 +13,7 @@ from tqdm import tqdm
 from datasets.images import ImageReader, count_frames, reduction
 from datasets.lists import Record
 from datasets.prepare.near_duplicates import fingerprint
-from datasets.prepare.scan import Scan
+from datasets.prepare.scan import Scan, by_class
 from utils.errors import UserError
 from utils.reading import read_bytes
 
@@ -30,6 +30,7 @@ class Checked:
     black: bool = False
     empty_mask: bool = False
     full_mask: bool = False  # nearly
+    two_values: bool = False  # as a mask has
     frames: int = 1  # or pages, of which only the first is read
     problem: str | None = None
     mask_problem: str | None = None
@@ -42,7 +43,23 @@ def check_images(scan: Scan, workers: int) -> dict[str, Checked]:
     with ThreadPoolExecutor(workers) as pool:  # decoding releases the GIL
         checked = pool.map(lambda record: _check(record, scan.parts_of_mask(record), reader), records)
         checked = list(tqdm(checked, "reading", len(records), unit=" images", leave=False, disable=None))
-    return {record["filename"]: result for record, result in zip(records, checked, strict=True)}
+    results = {record["filename"]: result for record, result in zip(records, checked, strict=True)}
+    thresholded = _thresholded_classes(scan, results)
+    for name in (record["filename"] for record in records if record["clsname"] not in thresholded):
+        if results[name].two_values:
+            problem = f"{name} holds two values only: it looks like a mask; move it to a folder ground_truth, or remove it"
+            results[name] = Checked(problem=problem)
+    return results
+
+
+def _thresholded_classes(scan: Scan, results: dict[str, Checked]) -> set[str]:
+    """Classes whose masks lie elsewhere, and whose photographs mostly hold two values: they are that way, and no masks."""
+    with_masks = {record["clsname"] for record in scan.records() if record.get("maskname")}
+    shares = {
+        clsname: np.mean([results[record["filename"]].two_values for record in records])
+        for clsname, records in by_class(scan.train).items()
+    }
+    return {clsname for clsname, share in shares.items() if clsname in with_masks and share > 0.5}
 
 
 def problems(scan: Scan, checked: dict[str, Checked]) -> list[str]:
@@ -68,7 +85,6 @@ def _check(record: Record, parts: list[str], reader: ImageReader) -> Checked:
         if reduction(data, name, reader.max_pixels) == 1:
             _check_complete(name, data)
         image = reader.read(name)  # H x W x 3
-        _check_is_no_mask(name, image)
     except UserError as error:
         return Checked(problem=str(error))
     except OSError as error:
@@ -77,6 +93,7 @@ def _check(record: Record, parts: list[str], reader: ImageReader) -> Checked:
         hashlib.sha256(data).digest(),
         fingerprint(image),
         black=bool(image.max() < ALMOST_BLACK),
+        two_values=_holds_two_values(image),
         frames=count_frames(io.BytesIO(data)),
     )
     if not parts:
@@ -100,15 +117,14 @@ def _check_complete(name: str, data: bytes) -> None:
         raise UserError(f"{name} is cut short or damaged ({error})") from None
 
 
-def _check_is_no_mask(name: str, image: np.ndarray) -> None:
-    """UserError for a picture of two values only, or of two far apart with the few between them that JPEG or resizing add."""
+def _holds_two_values(image: np.ndarray) -> bool:
+    """Whether it has two values only, or two far apart with the few between them that JPEG or resizing add."""
     pixels = image.reshape(-1, 3)
     others = pixels[(pixels != pixels[0]).any(axis=1)]
     counts = np.bincount(pixels[:, 1], minlength=256)
     second, first = np.argsort(counts)[-2:]
     is_mask = abs(int(first) - int(second)) > 100 and counts[[first, second]].sum() > 0.9 * len(pixels) and counts[second] > 8
-    if is_mask or (len(others) and (others == others[0]).all()):
-        raise UserError(f"{name} holds two values only: it looks like a mask; move it to a folder ground_truth, or remove it")
+    return bool(is_mask or (len(others) and (others == others[0]).all()))
 
 
 def _check_size(name: str, image: np.ndarray, maskname: str, mask: np.ndarray) -> None:

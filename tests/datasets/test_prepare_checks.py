@@ -153,6 +153,19 @@ def test_a_picture_of_two_values_among_photographs_is_a_mask_and_not_an_image(ro
     ]
 
 
+@pytest.mark.parametrize("number", [4, 5])
+def test_photographs_of_two_values_are_images_where_most_of_a_class_are_so_and_its_masks_lie_elsewhere(
+    root, prepare, refused, number
+):
+    for index in range(number):
+        save(root / f"nut/train/good/{index}.png", np.roll(MASK, index, axis=1))
+    if number == 4:  # of eight
+        assert len(refused()) == 4
+    else:
+        prepare()
+        assert len(listed(root, "train")) == 8
+
+
 @pytest.mark.parametrize(
     ("mask", "message"),
     [
