@@ -5,6 +5,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -25,6 +26,7 @@ from tests.helpers.services import SECONDS, SERVE, Service, images
 from utils.evaluation.decisions import Rule
 from utils.predict.export import export_checkpoint
 from utils.predict.predictor import Predictor
+from utils.serve.start import listen
 
 
 @pytest.fixture(scope="module")
@@ -184,6 +186,11 @@ def test_a_service_that_cannot_start_ends_with_one_line(checkpoint: Path, option
     ended = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, env={**os.environ, "UNIAD_TOKEN": ""})
     assert (ended.returncode, ended.stderr.count("\n")) == (2, 1)
     assert reason in ended.stderr
+
+
+def test_an_answer_waits_for_no_acknowledgement() -> None:
+    with listen("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()), listener.accept()[0] as accepted:
+        assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 # --- many callers ---
