@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,8 @@ from utils.evaluation.calibration import Calibration, Threshold, read_calibratio
 from utils.limits import MESSAGE
 from utils.predict.export import export_checkpoint
 from utils.predict.onnx_engine import METADATA, OnnxEngine, read_metadata
-from utils.predict.outputs import Output
+from utils.predict.outputs import LABELS, Output
+from utils.predict.report import write_prediction_report
 from utils.predict.torch_engine import TorchEngine
 from utils.process.checkpoint import load_checkpoint
 from utils.report.page import render
@@ -189,26 +191,40 @@ def test_lists(run: Path, tmp_path: Path) -> None:
     attack(make, writing(tmp_path / "list.json", read))
 
 
+@pytest.mark.parametrize("use", ["continue", "report"])
 @pytest.mark.parametrize("name", ["predict.json", "scores.csv", "scores.jsonl"])
-def test_folders_of_a_prediction(tmp_path: Path, name: str) -> None:
+def test_folders_of_a_prediction(tmp_path: Path, name: str, use: str) -> None:
     format = "jsonl" if name.endswith("jsonl") else "csv"
     settings = {
+        **dict.fromkeys(LABELS),
         "checkpoint": "c",
         "sha256": "0" * 64,
         "score": "max",
-        "threshold": 0.5,
+        "threshold": 0.6,
         "format": format,
         "folder": str(tmp_path),
+        "normal": asdict(Threshold(0.6, 3, (0.0, 0.1), 0.5, (0.4, 0.5, 0.6))),
     }
-    table = b"file,score,decision,latency_ms\na.png,0.5,good,1.0\n'=b.png,0.7,defective,1.0\n"
+    table = b"file,score,decision,ratio,p,regions,largest_percent,latency_ms\na.png,0.5,good,0.8,0.5,,,1.0\n"
+    table += b"'=b.png,0.7,defective,1.2,0.25,,,1.0\n"
     line = {"file": "a.png", "score": 0.5, "decision": "good", "latency_ms": 1.0}
+    whole = {"predict.json": json.dumps(settings).encode(), "scores.csv": table}
+    whole["scores.jsonl"] = json.dumps(line).encode() + b"\n"
 
     def make(rng: random.Random) -> bytes:
         content = {"predict.json": settings, "scores.jsonl": line}.get(name)
         return damage(table, rng) if content is None else text_of(content, rng) + b"\n" * rng.randint(0, 1)
 
-    (tmp_path / "predict.json").write_text(json.dumps(settings))
-    attack(make, writing(tmp_path / name, lambda path: Output(path.parent, settings)))
+    def used(path: Path) -> None:
+        if use == "continue":
+            Output(path.parent, settings)
+        else:
+            write_prediction_report(path.parent)
+
+    for file in ("predict.json", f"scores.{format}"):
+        (tmp_path / file).write_bytes(whole[file])
+    used(tmp_path / name)  # undamaged it is taken
+    attack(make, writing(tmp_path / name, used))
 
 
 def test_calibrations(run: Path, tmp_path: Path) -> None:

@@ -41,6 +41,14 @@ class Threshold:
     pixel_threshold: float | None = None  # None: calibrated before there were regions; then there are no `scores` either
     scores: tuple[float, ...] = ()  # of those images, sorted
 
+    @classmethod
+    def from_dict(cls, entry: Mapping[str, Any]) -> "Threshold":
+        """Raises AttributeError, KeyError, TypeError or ValueError for what is none."""
+        low, high = map(finite, entry["false_alarm_rate"])
+        pixel = entry.get("pixel_threshold")
+        values = (finite(entry["threshold"]), int(entry["images"]), (low, high))
+        return cls(*values, None if pixel is None else finite(pixel), tuple(map(finite, entry.get("scores", ()))))
+
     def p_value(self, score: float) -> float | None:
         """The share of normal images, this one among them, that score as high or higher (conformal); None: not known."""
         higher = len(self.scores) - bisect.bisect_left(self.scores, score)
@@ -69,17 +77,10 @@ class Calibration:
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> "Calibration":
         """Raises KeyError, TypeError or ValueError for what is no calibration."""
-
-        def threshold(entry: Mapping[str, Any]) -> Threshold:
-            low, high = map(finite, entry["false_alarm_rate"])
-            pixel = entry.get("pixel_threshold")
-            values = (finite(entry["threshold"]), int(entry["images"]), (low, high))
-            return Threshold(*values, None if pixel is None else finite(pixel), tuple(map(finite, entry.get("scores", ()))))
-
-        classes = {clsname: threshold(entry) for clsname, entry in content["classes"].items()}
+        classes = {clsname: Threshold.from_dict(entry) for clsname, entry in content["classes"].items()}
         rate, min_area, typical = (finite(content.get(key, 0.0)) for key in ("false_alarm_rate", "min_area", "typical"))
         numbers = {"false_alarm_rate": rate, "min_area": min_area, "typical": typical}
-        return cls(**{**content, **numbers, "pooled": threshold(content["pooled"]), "classes": classes})
+        return cls(**{**content, **numbers, "pooled": Threshold.from_dict(content["pooled"]), "classes": classes})
 
     def of(self, class_name: str | None = None) -> Threshold:
         """A class's threshold, else the pooled one. Raises UserError for a class that has none."""

@@ -40,10 +40,8 @@ class RegionRates:
         """As in a table, below HEADER's further titles."""
         interval = percentages(binomial_interval(self.good_with_region, self.good)) if self.good else "–"
         counts = share(self.good_with_region, self.good), interval, share(self.defects_found, self.defects)
-        return [
-            *counts,
-            *(share(self.common_pixels, total).split("= ")[-1] for total in (self.region_pixels, self.defect_pixels)),
-        ]
+        regions = self.region_pixels if self.defects else 0  # without a mask no region can be right
+        return [*counts, *(share(self.common_pixels, total).split("= ")[-1] for total in (regions, self.defect_pixels))]
 
 
 def measure_regions(folder: str | Path, evaluation: Evaluation, calibration: Calibration) -> dict[str, RegionRates]:

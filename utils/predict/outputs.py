@@ -17,6 +17,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -24,11 +25,12 @@ import cv2
 import numpy as np
 
 from utils.errors import UserError
+from utils.evaluation.calibration import finite
 from utils.evaluation.decisions import Decision, Rule
 from utils.files import from_cell, open_to_append, to_cell, write_atomically, write_below, write_text
 from utils.predict.batches import Result
 from utils.predict.pictures import draw
-from utils.reading import parse_json, read_bytes
+from utils.reading import check_text, parse_json, read_bytes
 from utils.report.drawing import save_picture
 
 COLUMNS = ("file", "score", "decision", "ratio", "p", "regions", "largest_percent", "latency_ms")
@@ -43,6 +45,15 @@ LABELS = {  # the settings that scores in one file share, as error messages call
     "format": "format",
     "folder": "folder of images",
 }
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What a line of the table of scores says."""
+
+    file: str
+    score: float
+    verdict: str | None  # as a Decision has it
 
 
 class Output:
@@ -60,8 +71,10 @@ class Output:
         folder = self._saved_settings(settings)["folder"]
         self.folder = Path(folder) if folder else None  # None for a camera
         self.has_regions = settings["pixel_threshold"] is not None
-        self.verdicts: Counter[str] = Counter()  # of all lines
-        self.done = {line["file"] for line in self._read(self.scores, COLUMNS)}
+        lines = scored(self.scores, self._read(self.scores, COLUMNS))
+        self.verdicts = Counter(line.verdict for line in lines if line.verdict)  # of all lines
+        self.done = {line.file for line in lines}
+        self.earlier_scores = [line.score for line in lines]  # those of earlier runs, in order
         if self.has_regions:
             self._drop_regions_of_unfinished()
         for leftover in [path for kind in ("pictures", "masks", "maps") for path in (self.out / kind).rglob(".*.tmp")]:
@@ -102,18 +115,7 @@ class Output:
             raise UserError(f"{path}: cannot be used ({error.strerror})") from None
         if length == 0:
             self._append(path, ",".join(columns) + "\n" if self.format == "csv" else "")
-        text = data[:length].decode("utf-8", "surrogateescape")
-        try:
-            if self.format == "csv":
-                rows = csv.reader(io.StringIO(text, newline=""))
-                lines = [dict(zip(columns, map(from_cell, row), strict=True)) for row in rows if row != list(columns)]
-            else:
-                lines = [parse_json(line) for line in text.split("\n")[:-1]]
-            if path == self.scores:
-                self.verdicts.update(line["decision"] for line in lines if line["decision"])
-            return [line for line in lines if line["file"]]
-        except (csv.Error, KeyError, TypeError, ValueError):
-            raise UserError(f"{path}: a line was not written by tools/predict.py; choose another --out") from None
+        return parse_lines(path, data[:length], columns)
 
     def _drop_regions_of_unfinished(self) -> None:
         """Remove the regions of images that a run was killed at: they are found again."""
@@ -182,6 +184,40 @@ class Output:
 def rounded(value: float | None) -> float | None:
     """To the eight digits that a float32 has."""
     return None if value is None else float(f"{value:.8g}")
+
+
+def parse_lines(path: Path, data: bytes, columns: Sequence[str]) -> list[dict[str, Any]]:
+    """The lines of a table, all of them complete, by column. Raises UserError for one that Output does not write."""
+    text = data.decode("utf-8", "surrogateescape")
+    try:
+        if path.suffix == ".csv":
+            rows = csv.reader(io.StringIO(text, newline=""))
+            lines = [dict(zip(columns, map(from_cell, row), strict=True)) for row in rows if row != list(columns)]
+        else:
+            lines = [parse_json(line) for line in text.split("\n")[:-1]]
+        return [line for line in lines if line["file"]]
+    except (csv.Error, KeyError, TypeError, ValueError):
+        raise not_ours(path) from None
+
+
+def scored(path: Path, lines: Sequence[dict[str, Any]]) -> list[Scored]:
+    """The lines of the table of scores `path`. Raises UserError for one that Output does not write."""
+    found = []
+    try:
+        for line in lines:
+            file, decision = line["file"], line["decision"]
+            score = finite(float(line["score"]) if path.suffix == ".csv" else line["score"])
+            if not isinstance(file, str) or decision not in ("good", "defective", "", None):
+                raise ValueError
+            check_text(file)
+            found.append(Scored(file, score, decision or None))
+    except (KeyError, TypeError, ValueError):
+        raise not_ours(path) from None
+    return found
+
+
+def not_ours(path: Path) -> UserError:
+    return UserError(f"{path}: a line was not written by tools/predict.py; choose another --out")
 
 
 def complete_length(data: bytes, quotes: bool) -> int:

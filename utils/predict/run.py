@@ -4,7 +4,7 @@ import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from utils.files import lock
 from utils.predict.batches import Result, predict_batches
 from utils.predict.coco import write_coco
 from utils.predict.inputs import VIDEO_EXTENSIONS, Inputs, find_inputs, items, watch_folder, watched_items
-from utils.predict.outputs import Output
+from utils.predict.outputs import Output, rounded
 from utils.predict.predictor import Predictor, resize_map
 
 log = logging.getLogger("uniad")
@@ -58,6 +58,7 @@ def predict_into(out: str | Path, checkpoint: str | Path, predictor: Predictor, 
         "min_area": options.rule.min_area,
         "format": options.format,
         "folder": str(inputs.folder) if inputs.folder else None,
+        "normal": asdict(options.rule.normal) if options.rule.normal else None,
     }
     errors = [Result(file, reason) for file, reason in inputs.missing]
     if not inputs.paths and not inputs.is_live:
@@ -65,8 +66,9 @@ def predict_into(out: str | Path, checkpoint: str | Path, predictor: Predictor, 
     with lock(out):
         output = Output(out, settings)
         before = len(output.done)
+        drift = start_drift(options.rule, output.earlier_scores) if inputs.is_live else None
         try:
-            predict_missing(predictor, output, inputs, options, errors)
+            predict_missing(predictor, output, inputs, options, errors, drift)
         finally:
             path = output.save_errors(errors)
     done = output.done.union(file.rpartition("#")[0] for file in output.done)  # frames count for their video
@@ -76,6 +78,8 @@ def predict_into(out: str | Path, checkpoint: str | Path, predictor: Predictor, 
         raise UserError(f"no image could be predicted: {first}{more}")
     lines = [f"{output.scores}: {len(output.done) - before} images predicted, {before} were there already"]
     lines += describe_decisions(output, options.rule)
+    if drift is not None:
+        lines.append(f"drift: {drift.describe()}")
     if options.coco:
         lines.append(f"{write_coco(output)}: the regions as annotations in COCO's format")
     lines += Tree(left_out=inputs.left_out).describe_left_out()
@@ -88,8 +92,23 @@ def predict_into(out: str | Path, checkpoint: str | Path, predictor: Predictor, 
     return "\n".join(lines)
 
 
-def predict_missing(predictor: Predictor, output: Output, inputs: Inputs, options: Options, errors: list[Result]) -> None:
-    """Add the images without a score to `output`, or to `errors`. Ctrl-C ends a camera or a stream."""
+def start_drift(rule: Rule, earlier_scores: Sequence[float]) -> Drift | None:
+    """With the windows of earlier runs, and the images of the one that they did not fill; None without a calibration."""
+    if rule.normal is None or not rule.normal.scores:
+        return None
+    drift = Drift(rule.normal)
+    for score in earlier_scores:
+        drift.add(score)
+    return drift
+
+
+def predict_missing(
+    predictor: Predictor, output: Output, inputs: Inputs, options: Options, errors: list[Result], drift: Drift | None
+) -> None:
+    """Add the images without a score to `output`, or to `errors`; say when `drift` notices a change.
+
+    Ctrl-C ends a camera or a stream.
+    """
     batch_size, ahead = (1, 0) if inputs.is_live else (options.batch_size, None)  # score what comes at once
     if inputs.watched is None:
         todo = items(inputs, output.folder, output.done, options.frames)
@@ -99,7 +118,6 @@ def predict_missing(predictor: Predictor, output: Output, inputs: Inputs, option
     uncounted = inputs.is_live or any(path.suffix.lower() in VIDEO_EXTENSIONS for path in inputs.paths)
     total = None if uncounted else len(inputs.named(output.folder).keys() - output.done)
     stops = KeyboardInterrupt if inputs.is_live else ()
-    drift = Drift(options.rule.normal) if inputs.is_live and options.rule.normal else None
     with suppress(stops), ThreadPoolExecutor(options.workers) as pool, tqdm(total=total, unit="img", disable=None) as bar:
         for results in batches:
             good = [result for result in results if result.error is None]
@@ -107,7 +125,7 @@ def predict_missing(predictor: Predictor, output: Output, inputs: Inputs, option
             errors += [result for result in results if result.error is not None]
             bar.update(len(results))
             for result in good:
-                if drift is not None and drift.add(result.score):
+                if drift is not None and drift.add(rounded(result.score)):  # as the table has it, for a later run
                     log.warning("%s", drift.describe())
 
 

@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
 
 from utils.errors import UserError
 from utils.evaluation.intervals import SEED, Interval, draw, interval, rank_resamples
@@ -15,7 +13,7 @@ from utils.evaluation.metrics import auroc
 from utils.evaluation.naming import output_names
 from utils.evaluation.results import KINDS, Column
 from utils.files import write_text
-from utils.report.page import HERE, data_uri, format_metric, headline
+from utils.report.page import data_uri, format_metric, headline, render_template
 from utils.report.result_folder import Result, Scores, read_result
 
 IMAGES = 12  # on which the runs disagree most
@@ -57,12 +55,9 @@ def write_comparison(folders: Sequence[str | Path], out: str | Path) -> Path:
     """
     runs = read_runs(folders)
     columns = [column for column in runs[0].result.metrics.columns if all(column in run.result.metrics.columns for run in runs)]
-    environment = Environment(
-        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {"metric": format_metric, "difference": format_difference, "uri": data_uri}
-    page = environment.get_template("compare.html.j2").render(
-        style=Markup((HERE / "page.css").read_text(encoding="utf-8")),
+    page = render_template(
+        "compare.html.j2",
+        {"metric": format_metric, "difference": format_difference, "uri": data_uri},
         runs=runs,
         classes=sorted(set(runs[0].scores.clsnames.tolist())),
         tables=[(f"{KINDS[kind]} {name}", table(runs, (name, kind))) for name, kind in columns],

@@ -3,7 +3,7 @@
 import base64
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from utils.report.result_folder import Result, Scores, read_result
 
 HERE = Path(__file__).parent
 ROWS, HISTOGRAMS, CURVES = 1000, 60, 48  # the most classes in table, histograms and ROC curves; those with low AUROC are kept
+format_score = "{:#.4g}".format
 format_interval = "{0[1]:.3f}–{0[2]:.3f}".format  # of value, low, high
 PICKS = {
     "most": ("Most anomalous", None),
@@ -48,18 +49,16 @@ def write_report(result_dir: str | Path, out: str | Path | None = None) -> Path:
 
 
 def render(result: Result) -> str:
-    environment = Environment(
-        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {"metric": format_metric, "score": "{:#.4g}".format, "shade": shade, "interval": format_interval}
-    environment.filters["uri"] = lambda name: data_uri(result.folder / GALLERY / name)
+    filters = {"metric": format_metric, "score": format_score, "shade": shade, "interval": format_interval}
+    filters["uri"] = lambda name: data_uri(result.folder / GALLERY / name)
     script = (HERE / "page.js").read_text(encoding="utf-8")
     score = headline(result)
     rankings = rank_classes(result.scores, score) if score else {}
-    return environment.get_template("page.html.j2").render(
+    return render_template(
+        "page.html.j2",
+        filters,
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        style=Markup((HERE / "page.css").read_text(encoding="utf-8")),
         run=result.run,
         score=score,
         overview=overview(result, score),
@@ -74,6 +73,16 @@ def render(result: Result) -> str:
         training=training(result.run),
         config=yaml.safe_dump(result.run["config"], sort_keys=False, allow_unicode=True) if result.run.get("config") else "",
     )
+
+
+def render_template(name: str, filters: dict[str, Callable], **values: Any) -> str:
+    """A page of this folder, in the common style."""
+    environment = Environment(
+        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= filters
+    style = Markup((HERE / "page.css").read_text(encoding="utf-8"))
+    return environment.get_template(name).render(style=style, **values)
 
 
 def format_metric(value: float) -> str:

@@ -33,6 +33,8 @@ SETTINGS = {
 BINS = 24
 STEPS = [1, 2, 5, 10]  # between ticks, times a power of ten
 NUMBER = "{x:.6g}"  # each tick by itself: the default puts a common factor at the end of the axis, where there is no room
+PARTS, RATES, IMAGES = 240, 60, 20  # parts of a plot over time; of rates fewer, each of at least so many images
+SMALLEST = 1e-12  # p value that a plot shows: a smaller one is drawn there
 POINTS = 201  # false-positive rates at which a curve is drawn
 
 
@@ -129,5 +131,77 @@ def training_curve(alt: str, label: str, epochs: Sequence[float], values: Sequen
     axes.margins(x=0.03)
     axes.xaxis.set_major_locator(MaxNLocator(6, steps=STEPS, integer=True))
     axes.yaxis.set_major_locator(MaxNLocator(5, steps=STEPS))
+    axes.yaxis.set_major_formatter(NUMBER)
+    return to_svg(axes, alt)
+
+
+def split(count: int, most: int) -> np.ndarray:
+    """The edges of at most so many equal parts of `count` images in their order, counted from 0."""
+    return np.unique(np.linspace(0, count, min(count, most) + 1).round().astype(int))
+
+
+def time_axes(count: int, label: str) -> Axes:
+    """For `count` images in the order in which they came; plots below each other have the same."""
+    axes = new_axes(700, 170, left=60, foot=40)
+    axes.set(xlim=(0, count), xlabel="images, in the order in which they came", ylabel=label)
+    axes.xaxis.set_major_locator(MaxNLocator(8, steps=STEPS, integer=True))
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    return axes
+
+
+def draw_threshold(axes: Axes, value: float) -> None:
+    axes.axhline(value, color=INK, gid=LINE, linewidth=1.2, linestyle=(0, (3, 2)))
+
+
+@mpl.rc_context(SETTINGS)
+def scores_over_time(alt: str, scores: np.ndarray, threshold: float | None) -> Markup:
+    """Of each part the median, and the range from the lowest to the highest; what is above the threshold stands out."""
+    edges = split(len(scores), PARTS)
+    groups = np.split(scores, edges[1:-1])
+    low, middle, high = (np.array([find(group) for group in groups]) for find in (np.min, np.median, np.max))
+    axes = time_axes(len(scores), "score")
+    axes.stairs(high, edges, baseline=low, fill=True, color=INK, alpha=0.35, linewidth=0, gid=GOOD)
+    axes.stairs(middle, edges, baseline=None, color=INK, linewidth=1.2, gid=GOOD)
+    if threshold is not None:
+        axes.stairs(np.maximum(high, threshold), edges, baseline=threshold, fill=True, color=INK, linewidth=0, gid=DEFECTIVE)
+        draw_threshold(axes, threshold)
+    axes.yaxis.set_major_locator(MaxNLocator(5, steps=STEPS))
+    axes.yaxis.set_major_formatter(NUMBER)
+    return to_svg(axes, alt)
+
+
+@mpl.rc_context(SETTINGS)
+def share_over_time(alt: str, called: np.ndarray) -> Markup:
+    """Of each part the share of images that were called defective. called: N of {0, 1}."""
+    edges = split(len(called), min(RATES, max(1, len(called) // IMAGES)))
+    axes = time_axes(len(called), "defective")
+    shares = [group.mean() for group in np.split(called, edges[1:-1])]
+    axes.stairs(shares, edges, fill=True, color=INK, alpha=0.35, linewidth=0, gid=DEFECTIVE)
+    axes.stairs(shares, edges, color=INK, linewidth=1.4, gid=DEFECTIVE)
+    axes.set_ylim(0, max(0.01, *shares) * 1.05)
+    axes.yaxis.set_major_locator(MaxNLocator(4, steps=STEPS))
+    axes.yaxis.set_major_formatter(PercentFormatter(1))
+    return to_svg(axes, alt)
+
+
+@mpl.rc_context(SETTINGS)
+def p_over_time(alt: str, count: int, ends: np.ndarray, values: np.ndarray, alarm: float) -> Markup:
+    """The p value of each window at its last image, with the alarm's; of many windows the lowest of each part.
+
+    ends, values: of W windows of `count` images.
+    """
+    firsts = split(len(values), PARTS)[:-1]
+    lowest = np.maximum(np.minimum.reduceat(values, firsts), SMALLEST)
+    places = ends[np.append(firsts[1:], len(values)) - 1]
+    axes = time_axes(count, "p")
+    axes.plot(places, lowest, color=INK, linewidth=1, alpha=0.35, gid=GOOD)
+    for chosen, gid in ((lowest >= alarm, GOOD), (lowest < alarm, DEFECTIVE)):
+        if chosen.any():
+            axes.plot(places[chosen], lowest[chosen], color=INK, linewidth=0, marker="o", markersize=4, gid=gid)
+    draw_threshold(axes, alarm)
+    axes.set_yscale("log")
+    axes.set_ylim(min(alarm / 10, lowest.min()) / 2, 2)
+    axes.yaxis.set_major_locator(LogLocator(numticks=5))
+    axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(NUMBER)
     return to_svg(axes, alt)

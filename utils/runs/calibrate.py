@@ -88,6 +88,10 @@ def calibrate_checkpoint(
         warn_of_contradictions(calibration, test)
     lines = [format_thresholds(calibration, test), f"score {engine.score}, regions of {100 * min_area:g} % of the image or more"]
     lines.append(f"written to {path}")
+    if len(classes) > 1:
+        lines.append(
+            "prediction takes the threshold of all classes unless a class is named: --class_name, or in the service's page"
+        )
     if test is None:
         lines.append("for the rates on the test set evaluate this checkpoint with -e")
     elif (folder / "report.html").is_file():
@@ -153,10 +157,9 @@ def warn_of_few_images(calibration: Calibration, clsnames: set[str]) -> None:
     needed = images_needed(rate)
     for name, threshold in {**calibration.classes, POOLED: calibration.pooled}.items():
         if threshold.images < needed:
-            log.warning(
-                "%s: %d images are too few for a false-alarm rate of %g %%: the threshold is their largest score, %d are needed",
-                *(name, threshold.images, 100 * rate, needed),
-            )
+            few = f"{threshold.images} images are too few for a false-alarm rate of {100 * rate:g} %"
+            more = "more photographs, or a training with a larger dataset.holdout"
+            log.warning("%s: %s: the threshold is their largest score, %d are needed: %s", name, few, needed, more)
     for name in sorted(clsnames - calibration.classes.keys()):
         log.warning("%s: no image, so the class has no threshold of its own", name)
 

@@ -22,6 +22,7 @@ from datasets.lists import IMAGE_EXTENSIONS
 from tests.helpers import tiny
 from tests.helpers.hostile_images import hostile_images
 from tests.helpers.locks import held_by_another
+from tests.helpers.result_folders import Page
 from tools import predict
 from utils.errors import UserError
 from utils.evaluation.calibration import Calibration, Threshold, file_hash, rates_at, save_calibration
@@ -31,6 +32,7 @@ from utils.predict import inputs
 from utils.predict.batches import Result
 from utils.predict.inputs import find_inputs
 from utils.predict.outputs import Output
+from utils.predict.report import write_prediction_report
 from utils.process.checkpoint import load_checkpoint
 
 PREDICT = tiny.ROOT / "tools" / "predict.py"
@@ -260,7 +262,7 @@ def calibrated(checkpoint: Path):
     path = checkpoint.with_name("calibration.json")
 
     def write(sha256: str) -> None:
-        everything, nothing = (Threshold(value, 30, (0.0, 1.0)) for value in (-1.0, 1e9))
+        everything, nothing = (Threshold(value, 30, (0.0, 1.0), None, (1.0,) * 30) for value in (-1.0, 1e9))
         of = (checkpoint.name, sha256, 1, "made up")
         save_calibration(Calibration("max", 0.05, *of, everything, {"cup": nothing, "tile": everything}), checkpoint)
 
@@ -630,6 +632,17 @@ def test_a_watched_folder_has_a_line_an_image_as_they_come(checkpoint: Path, ima
     assert running.returncode == 0, errors
     assert "3 images predicted" in output
     assert files(out, "errors.csv") == ["broken.png"]
+
+
+def test_a_later_watch_goes_on_with_the_window_of_drift_that_was_not_full(
+    run, calibrated, checkpoint: Path, image: Path, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setattr(inputs, "LOOK", 0.01)
+    calibrated(file_hash(checkpoint))
+    watch = (links(tmp_path / "incoming", image, 110), "--watch", "--class_name", "cup", "--frames")
+    assert "drift: not known yet: 60 of 100 good images" in run(*watch, 60)
+    assert "the last of 1 windows" in run(*watch, 50)
+    assert "images 1 to 100" in Page(write_prediction_report(tmp_path / "out")).words()
 
 
 def test_only_a_folder_can_be_watched(run, image: Path, tmp_path: Path) -> None:

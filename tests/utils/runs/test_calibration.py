@@ -33,6 +33,7 @@ from utils.evaluation.calibration import (
     rates_at,
     read_calibration,
 )
+from utils.evaluation.region_rates import RegionRates
 from utils.evaluation.regions import find_regions, region_level
 from utils.predict.predictor import Predictor
 from utils.report.result_folder import Scores
@@ -285,7 +286,7 @@ def test_too_few_images_are_warned_about(run, caplog) -> None:
     assert len(warnings) == 3
     for name, count, warning in zip(("cup", "tile", "all classes"), (2, 2, 4), warnings, strict=True):
         assert warning.startswith(f"{name}: {count} images are too few")
-        assert "19 are needed" in warning
+        assert "19 are needed: more photographs, or a training with a larger dataset.holdout" in warning
     caplog.clear()
     run("--false_alarm_rate", 0.4)
     assert not [record for record in caplog.records if record.getMessage().startswith("all classes")]
@@ -339,6 +340,10 @@ def test_an_image_that_cannot_be_read_is_named(run, trained: Path, tmp_path: Pat
         run("--meta_file", tmp_path / "bad.json")
 
 
+def test_of_several_classes_it_says_how_to_choose_one(run) -> None:
+    assert "unless a class is named: --class_name" in run()
+
+
 def test_data_sets_that_cannot_be_calibrated_are_said(run) -> None:
     with pytest.raises(UserError, match="type custom"):
         run("dataset.type=cifar10", "dataset.root_dir=data", "dataset.normals=[1]")
@@ -370,6 +375,12 @@ def test_a_file_that_is_no_calibration_is_named(tmp_path: Path, content: str) ->
     (tmp_path / "calibration.json").write_text(content)
     with pytest.raises(UserError, match=r"calibration\.json: not a calibration"):
         read_calibration(tmp_path / "calibration.json")
+
+
+def test_without_masks_it_is_not_known_how_precise_regions_are() -> None:
+    assert RegionRates(good=4, good_with_region=1, region_pixels=9).cells()[2:] == ["–", "–", "–"]
+    marked = RegionRates(good=4, good_with_region=1, defects=1, region_pixels=9, defect_pixels=5, common_pixels=3)
+    assert marked.cells()[2:] == ["0/1 = 0.0 %", "33.3 %", "60.0 %"]
 
 
 def test_an_evaluation_says_what_pixel_thresholds_find(run, trained: Path, checkpoint: Path) -> None:

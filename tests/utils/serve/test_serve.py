@@ -3,7 +3,9 @@
 import io
 import json
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -19,10 +21,12 @@ import pytest
 from PIL import Image
 
 from tests.helpers.hostile_images import hostile_images
+from tests.helpers.load import measure
 from tests.helpers.services import SECONDS, SERVE, Service, images
 from utils.evaluation.decisions import Rule
 from utils.predict.export import export_checkpoint
 from utils.predict.predictor import Predictor
+from utils.serve.start import listen
 
 
 @pytest.fixture(scope="module")
@@ -184,6 +188,11 @@ def test_a_service_that_cannot_start_ends_with_one_line(checkpoint: Path, option
     assert reason in ended.stderr
 
 
+def test_an_answer_waits_for_no_acknowledgement() -> None:
+    with listen("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()), listener.accept()[0] as accepted:
+        assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
 # --- many callers ---
 
 
@@ -233,6 +242,15 @@ def test_many_callers_and_hostile_ones_lose_nothing(calibrated: Path, trained: P
     assert counts[503] > 0  # 64 callers, 48 places
     assert resident(service.process.pid) < half_way + 50
     assert service.end() == (0, "")
+
+
+def test_the_load_tool_states_what_many_clients_get(calibrated: Path, trained: Path) -> None:
+    service = Service(calibrated, "--max_waiting", 2)
+    stated = measure(service.client.base_url.port, [image.read_bytes() for image in images(trained)], clients=4, duration=2)
+    answered = re.fullmatch(r"clients 4: [\d.]+ images/s, p50 (\S+) s, p99 (\S+) s, told to come again ([1-9]\d*) times", stated)
+    assert answered, stated
+    assert 0 < float(answered[1]) <= float(answered[2])
+    assert service.end()[0] == 0
 
 
 def test_hostile_files_get_an_answer_each_and_leave_no_memory(calibrated: Path) -> None:

@@ -47,6 +47,11 @@ def predict(page, paths: list[Path]) -> list:
     return page.find_elements("css selector", "#rows tr")
 
 
+def test_it_says_whether_scores_have_changed(page, trained: Path) -> None:
+    predict(page, images(trained))
+    wait(page, "return /Drift: not known yet: [1-9]\\d* of 100 good images/.test(document.getElementById('drift').textContent)")
+
+
 def test_photographs_get_decisions_regions_and_a_line_each(page, service: Service, trained: Path) -> None:
     chosen = images(trained)[:4]
     rows = predict(page, chosen)
