@@ -64,7 +64,7 @@ def resume(trainer: "Trainer", path: Path) -> None:
         check_resumable(trainer, content, trained, path)
         restore_optimizer(trainer, content)
         restore_position(trainer, content, path)
-    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise UserError(f"{path}: its training state does not suit this configuration ({reason}); {NEW_RUN}") from None
     if not content["optimizer"]["state"]:

@@ -166,6 +166,7 @@ TRAINING: dict[str, Callable[[dict[str, Any]], Any]] = {
     "no random states": lambda content: content.pop("random_states"),
     "random states": lambda content: content.update(random_states=[{}]),
     "generator": lambda content: content["random_states"][0].update(torch=torch.zeros(3)),
+    "a generator's number": lambda content: content["random_states"][0]["python"][1].__setitem__(0, 2**65),
     "position": lambda content: content.update(running_epoch={"images": 5, "steps": 0, "loss_sums": [0.0]}),
     "configuration": lambda content: content.update(config=None),
 }
