@@ -8,6 +8,7 @@ import numpy as np
 
 from datasets.loading import SampleReader
 from datasets.pseudo import paste_defect
+from datasets.roi import Roi
 from datasets.transforms import Transform, mask_to_tensor
 from utils.errors import UserError
 
@@ -16,6 +17,8 @@ DONOR_SHARE = 1 / 3  # share of the artificial defects that are filled from anot
 
 class ImageDataset(SampleReader):
     """Labelled images; a subclass implements `load`, `read_rgb` and `sources`.
+
+    `insides`: by class the region of interest, H x W bool of the network's input; no entry: all is inside.
 
     A sample is a dict: image 3 x H x W float32, mask 1 x H x W float32 in {0, 1}, label 0 (normal) or 1 (anomalous),
     clsname, filename, height and width (of the original), index (its position in the data set). With `pseudo_anomalies` a
@@ -35,6 +38,7 @@ class ImageDataset(SampleReader):
         seed: int,
         on_bad_image: str = "stop",
         pseudo_anomalies: bool = False,
+        roi: Roi | None = None,
     ) -> None:
         super().__init__(filenames, training, on_bad_image)
         self.labels, self.clsnames = labels, clsnames
@@ -42,6 +46,7 @@ class ImageDataset(SampleReader):
         self.seed = seed
         self.epoch = 0
         self.pseudo_anomalies = pseudo_anomalies
+        self.insides = {name: roi.inside(name, transform.input_size) for name in set(clsnames)} if roi else {}
         self.resized: Any = None  # rows of a cache of images, datasets.cached.Rows
 
     def load(self, index: int) -> tuple[np.ndarray, np.ndarray | None]:
@@ -68,6 +73,10 @@ class ImageDataset(SampleReader):
         """The part of `read_rgb` that a sample shows."""
         return self.transform.middle(self.read_rgb(index))
 
+    def seen_inside(self, clsname: str) -> np.ndarray | None:
+        """The class's region of interest in a sample, H x W bool; None: all is inside."""
+        return self.transform.middle(self.insides[clsname]) if clsname in self.insides else None
+
     def sources(self) -> list[tuple[str, int, int]]:
         """Path, size in bytes and modification time in ns of every file that samples are read from, in the samples' order."""
         raise NotImplementedError
@@ -75,7 +84,8 @@ class ImageDataset(SampleReader):
     def __getitem__(self, index: int) -> dict:
         original, mask, (height, width) = self.load_sized(index)
         rng = np.random.default_rng([self.seed, self.epoch, index]) if self.training else None
-        image, mask = self.transform.arrays(original, mask, rng)
+        inside = self.insides.get(self.clsnames[index])
+        image, mask = self.transform.arrays(original, mask, rng, inside)
         sample = {
             "image": self.transform.to_tensor(image),
             "mask": mask_to_tensor(mask),

@@ -31,6 +31,7 @@ def build_dataset(cfg: dict, split: str, seed: int = 0) -> ImageDataset:
         parts = {} if split == "test" else {"holdout": cfg.get("holdout", 0), "held_out": split == "holdout"}
         parts |= {} if split == "test" else {"on_defective_train": cfg.get("on_defective_train", "keep")}
         parts |= {"on_bad_image": cfg.get("on_bad_image", "stop"), "pseudo_anomalies": pseudo_anomalies}
+        parts["roi"] = cfg.get("roi")
         return CustomDataset(cfg["meta_file"], reader, transform, training, seed, cfg.get("class_name"), **parts)
     if cfg.get("holdout"):
         raise UserError(f"dataset.holdout is for data sets of type custom, not {cfg['type']}")

@@ -98,6 +98,10 @@ class FeatureDataset(SampleReader):
         """The original picture, h x w x 3 uint8 RGB, for visualisation."""
         return self.data.read_rgb(index)
 
+    def seen_inside(self, clsname: str) -> np.ndarray | None:
+        """See ImageDataset."""
+        return self.data.seen_inside(clsname)
+
     def __getitem__(self, index: int) -> dict[str, Any]:
         features, mask, (height, width) = self.rows[index]
         if not height:

@@ -8,6 +8,7 @@ import numpy as np
 from datasets.base import ImageDataset, describe_file
 from datasets.images import ImageReader
 from datasets.lists import read_numbered
+from datasets.roi import Roi
 from datasets.transforms import Transform
 from utils.errors import UserError
 
@@ -18,6 +19,7 @@ class CustomDataset(ImageDataset):
     """The images of the list `meta_file` (see `datasets.lists`), in its order; with `class_name` only that class.
 
     holdout: the share of each class's normal images that is excluded; with `held_out` the data set consists of exactly these.
+    roi: see Roi.read.
     on_defective_train: "stop" raises UserError for a line with label 1, "skip" leaves such lines out, "keep" takes them.
     """
 
@@ -34,6 +36,7 @@ class CustomDataset(ImageDataset):
         on_bad_image: str = "stop",
         on_defective_train: str = "keep",
         pseudo_anomalies: bool = False,
+        roi: str | list[list[str]] | None = None,
     ) -> None:
         numbered = read_numbered(meta_file)
         if class_name is not None:
@@ -52,15 +55,17 @@ class CustomDataset(ImageDataset):
         if holdout or held_out:
             chosen = choose_held_out(records, holdout)
             records = [record for record in records if (record["filename"] in chosen) == held_out]
+        clsnames = [record["clsname"] for record in records]
         super().__init__(
             filenames=[record["filename"] for record in records],
             labels=[record["label"] for record in records],
-            clsnames=[record["clsname"] for record in records],
+            clsnames=clsnames,
             transform=transform,
             training=training,
             seed=seed,
             on_bad_image=on_bad_image,
             pseudo_anomalies=pseudo_anomalies,
+            roi=Roi.read(roi, clsnames) if roi else None,
         )
         self.masknames = [record["maskname"] for record in records]
         self.meta_file = meta_file

@@ -43,6 +43,7 @@ class Transform:
         self.colorjitter = None if colorjitter is None else ColorJitter(**colorjitter)
         self.resample = RESAMPLE[resample]
         self.bgr = color_mode == "BGR"
+        self.fill = paint(pixel_mean, color_mode)  # in the image's channel order
 
     def __call__(
         self, image: np.ndarray, mask: np.ndarray | None, rng: np.random.Generator | None
@@ -55,10 +56,20 @@ class Transform:
         return self.to_tensor(image), mask_to_tensor(mask)
 
     def arrays(
-        self, image: np.ndarray, mask: np.ndarray | None, rng: np.random.Generator | None
+        self,
+        image: np.ndarray,
+        mask: np.ndarray | None,
+        rng: np.random.Generator | None,
+        inside: np.ndarray | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """As the call, but not yet normalised: the image, H x W x 3 uint8, and the mask, H x W uint8."""
-        image, mask = map(self.middle, self.resized(image, mask))  # H x W x 3, H x W
+        """As the call, but not yet normalised: the image, H x W x 3 uint8, and the mask, H x W uint8.
+
+        inside: of input_size, the region of interest: what is outside is painted over, and marked nowhere; None: all is inside.
+        """
+        image, mask = self.resized(image, mask)
+        if inside is not None:
+            image, mask = np.where(inside[..., None], image, self.fill), mask * inside
+        image, mask = map(self.middle, (image, mask))  # H x W x 3, H x W
         if rng is not None:
             image, mask = self._augment(image, mask, rng)
         return image, mask
@@ -94,6 +105,12 @@ class Transform:
             # Hue and saturation have a meaning in RGB only.
             image = self.colorjitter(image[..., ::-1], rng)[..., ::-1] if self.bgr else self.colorjitter(image, rng)
         return image, mask
+
+
+def paint(pixel_mean: Sequence[float], color_mode: str) -> np.ndarray:
+    """The colour outside of a region of interest, 3 uint8: the mean, in the order of `color_mode`."""
+    mean = np.full(3, np.mean(pixel_mean)) if color_mode == "GRAY" else np.asarray(pixel_mean)
+    return np.rint(255 * mean).clip(0, 255).astype(np.uint8)
 
 
 def mask_to_tensor(mask: np.ndarray) -> torch.Tensor:

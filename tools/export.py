@@ -29,15 +29,16 @@ def main() -> None:
     parser.add_argument("--bundle", type=Path, metavar="DIR", help="folder to write, with the model as onnx")
     parser.add_argument("--input", choices=INPUTS, default="uint8", help="type of the image (uint8)")
     parser.add_argument("--config", help="the experiment's YAML file, for a published checkpoint, which does not hold it")
+    parser.add_argument("--class_name", metavar="CLASS", help="whose region of interest the file has, where each class has one")
     args = parser.parse_args()
     if args.bundle is None and args.format is None:
         raise UserError("give --format, or --bundle")
     if args.bundle is None:
-        print(export_checkpoint(args.checkpoint, args.format, args.out, args.input, args.config))
+        print(export_checkpoint(args.checkpoint, args.format, args.out, args.input, args.config, args.class_name))
     elif args.out or args.format not in (None, "onnx"):
         raise UserError("--bundle writes its own folder and format: leave out --out, and --format or give it as onnx")
     else:
-        print(export_bundle(args.checkpoint, args.bundle, args.input, args.config))
+        print(export_bundle(args.checkpoint, args.bundle, args.input, args.config, args.class_name))
 
 
 if __name__ == "__main__":

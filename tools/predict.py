@@ -33,9 +33,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--checkpoint", required=True, metavar="F", help="checkpoint, or exported .onnx file")
     parser.add_argument("--config", metavar="C", help="for a checkpoint that holds no configuration: the experiment's YAML file")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")
-    decision = parser.add_mutually_exclusive_group()
-    decision.add_argument("--threshold", type=finite_float, metavar="T", help="a higher score is defective (calibration.json's)")
-    decision.add_argument("--class_name", metavar="CLASS", help="use this class's threshold, not that of all classes")
+    parser.add_argument("--threshold", type=finite_float, metavar="T", help="a higher score is defective (calibration.json's)")
+    parser.add_argument("--class_name", metavar="CLASS", help="use this class's threshold, not that of all, and its region")
     parser.add_argument("--pixel_threshold", type=finite_float, metavar="T", help="a region is above it (as in calibration.json)")
     parser.add_argument("--min_area", type=percent, metavar="PERCENT", help="of the image that a region has (as calibrated)")
     parser.add_argument("--memory_class", metavar="CLASS", help="of a memory: compare with this class only, not with all")
@@ -57,7 +56,7 @@ def choose_rule(args: argparse.Namespace, predictor: Predictor) -> Rule:
     calibration = predictor.engine.calibration
     if args.class_name is not None and args.memory_class is not None:
         raise UserError("--class_name's threshold is of scores by the whole memory: with --memory_class give --threshold")
-    if calibration is None and args.class_name is not None:
+    if calibration is None and args.class_name is not None and predictor.engine.roi is None:
         raise UserError(f"--class_name needs a calibration of {args.checkpoint}: make one with tools/calibrate.py")
     rule = Rule.of(calibration, args.class_name) if calibration else Rule()
     given = {name: getattr(args, name) for name in ("threshold", "pixel_threshold", "min_area")}
@@ -72,6 +71,7 @@ def choose_rule(args: argparse.Namespace, predictor: Predictor) -> Rule:
 def main() -> None:
     args = parse_arguments()
     predictor = Predictor.from_checkpoint(args.checkpoint, args.device, args.config, args.memory_class)
+    predictor.class_name = args.class_name
     options = Options(
         rule=choose_rule(args, predictor),
         format=args.format,

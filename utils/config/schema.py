@@ -193,6 +193,11 @@ DatasetPart = create_model(
 
 class Dataset(DatasetKeys):
     type: Literal["custom", "cifar10"] = key("the data set class that reads the images")
+    roi: PathText | list[list[str]] | None = key(
+        "custom: only this part of a photograph counts: a mask file, or a .json of polygons; {clsname} in the path is each class "
+        "(ours)",
+        None,
+    )
     train: DatasetPart = section()
     test: DatasetPart = section()
 

@@ -54,6 +54,9 @@ def validate_section(model: type[BaseModel], raw: dict[str, Any], where: str, pr
     """The section as plain values; its problems are added to `problems`."""
     try:
         return plain(model.model_validate(raw))
+    except UnicodeEncodeError as error:  # pydantic reads no key that is not UTF-8
+        problems.append(f"{join(where, ascii(error.object)[1:-1][:100])} is not a key: its name is not UTF-8")
+        return {}
     except ValidationError as error:
         found = dict.fromkeys(describe(model, details, where) for details in error.errors(include_url=False))
         problems += found
@@ -121,7 +124,7 @@ class Paths:
                     self.resolve(subnet, SUBNETS[SUBNET_KINDS[subnet["type"]]], f"net.{subnet['name']}")
             elif child and isinstance(value, dict):
                 self.resolve(value, child, dotted)
-            elif value and kind_of(field) is PATH:
+            elif isinstance(value, str) and value and kind_of(field) is PATH:
                 values[name] = self.absolute(value, dotted)
 
     def absolute(self, value: str, where: str) -> str:

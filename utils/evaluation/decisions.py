@@ -38,12 +38,12 @@ class Rule:
             scale = (calibration.typical, 2 * normal.pixel_threshold - calibration.typical)
         return cls(normal.threshold, normal.pixel_threshold, calibration.min_area, normal, scale)
 
-    def decide(self, score: float, anomaly_map: np.ndarray) -> Decision:
-        """anomaly_map: HxW float32, at the size in which regions are wanted."""
+    def decide(self, score: float, anomaly_map: np.ndarray, inspected: float = 1.0) -> Decision:
+        """anomaly_map: HxW float32, at the size in which regions are wanted; inspected: the share of it that is, 0 elsewhere."""
         verdict = None if self.threshold is None else "defective" if score > self.threshold else "good"
         ratio = score / self.threshold if self.threshold is not None and self.threshold > 0 else None
         mask, regions = None, None
         if self.pixel_threshold is not None:
-            numbers, regions = find_regions(anomaly_map, self.pixel_threshold, self.min_area)
+            numbers, regions = find_regions(anomaly_map, self.pixel_threshold, self.min_area, inspected)
             mask = (numbers > 0).astype(np.uint8)
         return Decision(verdict, ratio, self.normal.p_value(score) if self.normal else None, regions, mask)

@@ -4,7 +4,7 @@ import math
 import shutil
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path, PurePath
 from typing import Any
@@ -30,7 +30,7 @@ from utils.process.skipped import report_skipped
 GALLERY = "report_gallery"  # of the result folder: the pictures in its report
 INTERVALS = "intervals.json"  # of the result folder: see utils.evaluation.intervals
 REGIONS, REGION_RATES = "regions.csv", "region_rates.json"  # of the result folder: see utils.evaluation.region_rates
-DEFECT = "defect_percent"  # column of scores.csv: the share of the image that its mask marks
+DEFECT = "defect_percent"  # column of scores.csv: the share of the image, of what is inspected, that its mask marks
 
 
 @dataclass
@@ -50,6 +50,7 @@ class Evaluation:
     clsnames: np.ndarray  # N texts
     filenames: np.ndarray  # N texts
     form: MapForm = PLAIN  # how maps are finished, and masks with them
+    insides: dict[str, np.ndarray] = field(default_factory=dict)  # regions of interest by class, HxW bool as maps; else all
 
     def __post_init__(self) -> None:
         self.known_scores: dict[ScoreKey, np.ndarray] = {}
@@ -60,10 +61,11 @@ class Evaluation:
     @classmethod
     def join(cls, parts: Sequence["Evaluation"]) -> "Evaluation":
         """All parts as one, in the data set's order."""
-        columns = [field.name for field in fields(cls) if field.name not in ("size", "form")]
+        columns = [column.name for column in fields(cls) if column.name not in ("size", "form", "insides")]
         joined = {name: np.concatenate([getattr(part, name) for part in parts]) for name in columns}
         order = np.argsort(joined["indices"])
-        return cls(parts[0].size, **{name: values[order] for name, values in joined.items()}, form=parts[0].form)
+        ordered = {name: values[order] for name, values in joined.items()}
+        return cls(parts[0].size, **ordered, form=parts[0].form, insides=parts[0].insides)
 
     @property
     def map_size(self) -> tuple[int, int]:
@@ -71,8 +73,19 @@ class Evaluation:
         return self.form.size or self.size
 
     def map(self, position: int) -> np.ndarray:
-        """The anomaly map, HxW float32: what the network gave as `pred`, finished."""
-        return self.form(enlarge(torch.from_numpy(self.grids[position])[None, None], self.size))[0, 0].numpy()
+        """The anomaly map, HxW float32: what the network gave as `pred`, finished; 0 outside of the region of interest."""
+        anomaly_map = self.form(enlarge(torch.from_numpy(self.grids[position])[None, None], self.size))[0, 0].numpy()
+        inside = self.inside(position)
+        return anomaly_map if inside is None else np.where(inside, anomaly_map, np.float32(0))
+
+    def inside(self, position: int) -> np.ndarray | None:
+        """The region of interest, HxW bool; None: all."""
+        return self.insides.get(self.clsnames[position])
+
+    def inspected(self, position: int) -> float:
+        """The share of the image that is inspected."""
+        inside = self.inside(position)
+        return 1.0 if inside is None else float(inside.mean())
 
     def mask(self, position: int) -> np.ndarray:
         """HxW uint8 of {0, 1}."""
@@ -91,8 +104,9 @@ class Evaluation:
     def scores(self, keys: Sequence[ScoreKey], process: Process = SINGLE_PROCESS) -> dict[ScoreKey, np.ndarray]:
         """The image scores `keys`, N each, computed once; with several processes each must call this, and they share the work."""
         if new := [key for key in keys if key not in self.known_scores]:
-            maps = (self.map(position) for position in range(process.rank, len(self), process.world_size))
-            share = np.array([[image_score(anomaly_map, *key) for key in new] for anomaly_map in maps], np.float64)
+            own = range(process.rank, len(self), process.world_size)
+            maps = ((self.map(position), self.inside(position)) for position in own)
+            share = np.array([[image_score(one, *key, inside) for key in new] for one, inside in maps], np.float64)
             values = np.empty((len(self), len(new)))
             for rank, other in enumerate(gather_everywhere(share, process)):
                 values[rank :: process.world_size] = other.reshape(-1, len(new))
@@ -123,7 +137,9 @@ def evaluate(
     log and nowhere else. Raises UserError naming the image for a map that is not finite, and where all images were skipped.
     """
     network.eval()
-    parts = []
+    parts, data = [], loader.dataset
+    regions = {name: data.seen_inside(name) for name in set(data.clsnames)}
+    insides = {name: form.inside(inside) for name, inside in regions.items() if inside is not None}
     names = feature_names(loader.dataset.filenames, loader.dataset.clsnames) if recon_dir is not None else []
     for batch in tqdm(loader, desc="evaluate", leave=False, disable=None if process.is_main else True):
         with autocast(process.device, precision):
@@ -147,6 +163,7 @@ def evaluate(
                 clsnames=np.array(batch["clsname"], dtype=object),
                 filenames=np.array(batch["filename"], dtype=object),
                 form=form,
+                insides=insides,
             )
         )
     report_skipped(loader, process, "evaluation")
@@ -170,7 +187,7 @@ def compute_metrics(evaluation: Evaluation, metrics: dict[str, Any], process: Pr
     for clsname in classes[process.rank :: process.world_size]:  # each process has large ones and small ones
         chosen = np.flatnonzero(evaluation.clsnames == clsname)
         values[clsname] = evaluate_class(
-            chosen, lambda i: (evaluation.map(i), evaluation.mask(i)), evaluation.labels, scores, wanted
+            chosen, lambda i: (evaluation.map(i), evaluation.mask(i), evaluation.inside(i)), evaluation.labels, scores, wanted
         )
     rows = {c: v for share in gather_everywhere(values, process) for c, v in share.items()}
     return Results.of([(name, kind) for kind, (name, _) in wanted], rows)
@@ -187,7 +204,8 @@ def write_results(folder: str | Path, evaluation: Evaluation, results: Results, 
     write_table(folder, results)
     columns = score_columns(metrics)
     scores = [[f"{value:.8g}" for value in values] for values in evaluation.scores(list(columns.values())).values()]
-    defects = [f"{100 * evaluation.mask(position).mean():.6g}" for position in range(len(evaluation))]
+    shares = [evaluation.mask(i).mean() / evaluation.inspected(i) for i in range(len(evaluation))]
+    defects = [f"{100 * share:.6g}" for share in shares]
     names = (map(to_cell, column) for column in (evaluation.filenames, evaluation.clsnames))
     rows = zip(*names, map(str, evaluation.labels), *scores, defects, strict=True)
     lines = [("filename", "clsname", "label", *columns, DEFECT), *rows]

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -34,6 +35,10 @@ class MapForm:
     def mask(self, mask: Tensor) -> Tensor:
         """Bx1xHxW of {0, 1} at the map's size."""
         return F.interpolate(mask, self.size, mode="nearest") if self.size else mask
+
+    def inside(self, inside: np.ndarray) -> np.ndarray:
+        """A region of interest, HxW bool, at the map's size."""
+        return self.mask(torch.from_numpy(inside)[None, None].float())[0, 0].numpy() > 0
 
 
 PLAIN = MapForm()  # the network's map as it is

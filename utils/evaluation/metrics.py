@@ -106,12 +106,16 @@ def aupro(ranking: Ranking) -> float:
 METRICS = {"auc": auroc, "ap": average_precision, "f1max": f1_max, "aupro": aupro}
 
 
-def image_score(anomaly_map: np.ndarray, name: str, option: Sequence[int] | float | None = None) -> np.floating:
+def image_score(
+    anomaly_map: np.ndarray, name: str, option: Sequence[int] | float | None = None, inside: np.ndarray | None = None
+) -> np.floating:
     """The score of an image, HxW.
 
     name: mean, std (of the population), top, the mean of the highest pixels, whose share is `option`, or max, over the means of
-    windows whose size is `option`.
+    windows whose size is `option`. inside: HxW bool, the pixels that count; None: all. The map is 0 elsewhere, also in windows.
     """
+    if inside is not None and name != "max":
+        anomaly_map = anomaly_map[inside]
     if name == "top":
         count = top_count(anomaly_map.size, option or TOP_SHARE)
         return np.partition(anomaly_map, -count, axis=None)[-count:].mean(dtype=np.float64)
@@ -131,9 +135,15 @@ def image_score(anomaly_map: np.ndarray, name: str, option: Sequence[int] | floa
     return means[:rows, :columns].max().astype(np.result_type(anomaly_map.dtype, np.float32))
 
 
-def image_scores(maps: np.ndarray, name: str, option: Sequence[int] | float | None = None) -> np.ndarray:
+def image_scores(
+    maps: np.ndarray,
+    name: str,
+    option: Sequence[int] | float | None = None,
+    insides: Sequence[np.ndarray | None] | None = None,
+) -> np.ndarray:
     """One score an image, N, of maps NxHxW; see image_score."""
-    return np.array([image_score(anomaly_map, name, option) for anomaly_map in maps])
+    insides = insides or [None] * len(maps)
+    return np.array([image_score(one, name, option, inside) for one, inside in zip(maps, insides, strict=True)])
 
 
 def region_areas(mask: np.ndarray) -> np.ndarray:
@@ -172,7 +182,7 @@ def evaluate_maps(
     values = {}
     for clsname in set(clsnames.tolist()):
         chosen = np.flatnonzero(clsnames == clsname)
-        values[clsname] = evaluate_class(chosen, lambda index: (maps[index], masks[index]), labels, scores, wanted)
+        values[clsname] = evaluate_class(chosen, lambda index: (maps[index], masks[index], None), labels, scores, wanted)
     return Results.of([(name, kind) for kind, (name, _) in wanted], values).numbers()
 
 
@@ -194,14 +204,14 @@ def image_keys(wanted: Sequence[tuple[str, ScoreKey]]) -> list[ScoreKey]:
 
 def evaluate_class(
     chosen: np.ndarray,
-    read: Callable[[int], tuple[np.ndarray, np.ndarray]],
+    read: Callable[[int], tuple[np.ndarray, np.ndarray, np.ndarray | None]],
     labels: np.ndarray,
     scores: Mapping[ScoreKey, np.ndarray],
     wanted: Sequence[tuple[str, ScoreKey]],
 ) -> list[float]:
     """The numbers of one class, as in `wanted`; what needs the same ranking shares it.
 
-    chosen: positions of the class's images; read: map and mask, HxW, of the image at a position; labels: N; scores: N of each
+    chosen: positions of the class's images; read: see rank_pixels, of the image at a position; labels: N; scores: N of each
     image score in `wanted`.
     """
     rankings = {key: rank_images(values[chosen], labels[chosen]) for key, values in scores.items()}
@@ -218,10 +228,13 @@ def rank_images(scores: np.ndarray, labels: np.ndarray) -> Ranking | None:
     return rank(scores[~defective], scores[defective], np.ones(np.count_nonzero(defective), np.int64))
 
 
-def rank_pixels(images: Iterable[tuple[np.ndarray, np.ndarray]], labels: np.ndarray) -> Ranking | None:
-    """images: n maps and masks, HxW, of one class; labels: n. None where the masks that count are all empty or all full."""
+def rank_pixels(images: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray | None]], labels: np.ndarray) -> Ranking | None:
+    """images: n maps, masks and regions of interest (None: all), HxW, of one class; labels: n.
+
+    None where the masks that count are all empty or all full.
+    """
     negatives, count, positives, areas = np.empty(0), 0, [], []
-    for (anomaly_map, mask), label in zip(images, labels, strict=True):
+    for (anomaly_map, mask, inside), label in zip(images, labels, strict=True):
         if not len(negatives):  # room for all pixels, once their number and type are known; what stays unused takes no memory
             negatives = np.empty(len(labels) * anomaly_map.size, anomaly_map.dtype)
         mask = mask != 0
@@ -230,7 +243,7 @@ def rank_pixels(images: Iterable[tuple[np.ndarray, np.ndarray]], labels: np.ndar
             areas.append(region_areas(mask))
         elif label != 0:
             continue
-        normal = anomaly_map[~mask]
+        normal = anomaly_map[~mask if inside is None else ~mask & inside]
         negatives[count : count + len(normal)] = normal
         count += len(normal)
     return rank(negatives[:count], np.concatenate(positives), np.concatenate(areas)) if positives and count else None

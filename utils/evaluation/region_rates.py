@@ -53,7 +53,8 @@ def measure_regions(folder: str | Path, evaluation: Evaluation, calibration: Cal
     lines = [COLUMNS]
     for position, (name, file) in enumerate(zip(evaluation.clsnames, evaluation.filenames, strict=True)):
         threshold = calibration.classes.get(name, calibration.pooled).pixel_threshold
-        numbers, regions = find_regions(evaluation.map(position), threshold, calibration.min_area)
+        inspected = evaluation.inspected(position)
+        numbers, regions = find_regions(evaluation.map(position), threshold, calibration.min_area, inspected)
         mask, label = evaluation.mask(position), int(evaluation.labels[position])
         rates[name] = rates.get(name, RegionRates()) + count(numbers, mask, label)
         on_defect = set(numbers[mask > 0].tolist())

@@ -25,8 +25,14 @@ class Result:
     prepared: np.ndarray | None = None  # H x W x 3 uint8, the engine's input
     size: tuple[int, int] = (0, 0)  # h, w of the original
     picture: np.ndarray | None = None  # uint8 RGB for drawing, the original or smaller
+    inside: np.ndarray | None = None  # H x W bool, the region of interest; None: all
     score: float = 0.0
     anomaly_map: np.ndarray | None = None  # H x W float32, of the network's input size
+
+    @property
+    def inspected(self) -> float:
+        """The share of the image that is."""
+        return 1.0 if self.inside is None else float(self.inside.mean())
 
 
 def predict_batches(
@@ -58,12 +64,13 @@ def read_item(predictor: Predictor, item: Item, longest: int) -> Result:
     started = time.perf_counter()
     try:
         rgb = item.read()  # h x w x 3
+        inside = predictor.inside(item.class_name)
     except UserError as error:
         return Result(item.file, str(error))
     prepared = predictor.prepare(rgb)
     latency = time.perf_counter() - started
     picture = shrink(rgb, longest) if longest else None
-    return Result(item.file, None, latency, prepared, rgb.shape[:2], picture)
+    return Result(item.file, None, latency, prepared, rgb.shape[:2], picture, inside)
 
 
 def score_batch(predictor: Predictor, batch: list[Result]) -> None:
@@ -72,7 +79,7 @@ def score_batch(predictor: Predictor, batch: list[Result]) -> None:
     if not good:
         return
     started = time.perf_counter()
-    scores, maps = predictor.engine(np.stack([result.prepared for result in good]))
+    scores, maps = predictor.engine(np.stack([result.prepared for result in good]), [result.inside for result in good])
     share = (time.perf_counter() - started) / len(good)
     for result, score, anomaly_map in zip(good, scores, maps, strict=True):
         result.score, result.anomaly_map = float(score), anomaly_map

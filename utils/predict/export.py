@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from datasets.build import build_dataset
 from datasets.lists import read_list
+from datasets.roi import ALL, Roi
 from utils.config import to_plain
 from utils.errors import UserError
 from utils.evaluation.maps import top_count
@@ -42,7 +43,8 @@ Run = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]  # images B x H x W 
 class ImageToMap(nn.Module):
     """A TorchEngine as one module: colour mode, normalisation, network, anomaly map and score."""
 
-    def __init__(self, engine: TorchEngine) -> None:
+    def __init__(self, engine: TorchEngine, inside: np.ndarray | None = None) -> None:
+        """inside: HxW bool of the input size, the region of interest; None: all."""
         super().__init__()
         self.network = engine.network
         self.color_mode = engine.color_mode
@@ -50,10 +52,19 @@ class ImageToMap(nn.Module):
         self.register_buffer("mean", engine.transform.mean.flatten())
         self.register_buffer("std", engine.transform.std.flatten())
         self.register_buffer("gray", torch.tensor(GRAY))
+        self.has_roi = inside is not None
+        if inside is not None:
+            fill = engine.transform.fill[::-1] if self.color_mode == "BGR" else engine.transform.fill  # as the input: RGB
+            self.register_buffer("fill", torch.from_numpy(fill.copy()))
+            self.register_buffer("inside", torch.from_numpy(inside)[..., None])  # H x W x 1
+            self.register_buffer("inside_map", torch.from_numpy(self.form.inside(self.transform.middle(inside))))
         self.eval()
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """image: BxHxWx3, uint8, or float32 in 0..1. Returns the scores, B, and the maps, BxHxW, both float32."""
+        if self.has_roi:
+            fill = self.fill if image.dtype == torch.uint8 else self.fill.float() / 255
+            image = torch.where(self.inside, image, fill)
         top, left = ((whole - part) // 2 for whole, part in zip(self.transform.input_size, self.transform.crop, strict=True))
         image = image[:, top : top + self.transform.crop[0], left : left + self.transform.crop[1]]
         levels = image.float() if image.dtype == torch.uint8 else image * 255
@@ -63,22 +74,33 @@ class ImageToMap(nn.Module):
             levels = ((levels * self.gray).sum(dim=3, keepdim=True) + 0.5).floor()  # B x H x W x 1
         pixels = (levels / 255 - self.mean) / self.std  # B x H x W x 3
         anomaly_map = self.form(self.network({"image": pixels.permute(0, 3, 1, 2)})["pred"]).squeeze(1)  # B x H x W
-        return image_score(anomaly_map, *self.score_key), uncrop(anomaly_map, self.transform)
+        inside = None
+        if self.has_roi:
+            inside, anomaly_map = self.inside_map, anomaly_map * self.inside_map
+        return image_score(anomaly_map, *self.score_key, inside), uncrop(anomaly_map, self.transform)
 
 
-def image_score(anomaly_map: Tensor, name: str, option: tuple[int, int] | float | None) -> Tensor:
-    """evaluation.metrics.image_score as tensor operations: BxHxW -> B. Sums over rows first keep float32 exact enough."""
+def image_score(anomaly_map: Tensor, name: str, option: tuple[int, int] | float | None, inside: Tensor | None = None) -> Tensor:
+    """evaluation.metrics.image_score as tensor operations: BxHxW -> B. Sums over rows first keep float32 exact enough.
+
+    inside: HxW bool, the pixels that count; None: all.
+    """
     if name == "max":
         height, width = option or (1, 1)
         rows = F.avg_pool2d(anomaly_map[:, None], (height, 1), stride=1)  # B x 1 x H' x W
         return F.avg_pool2d(rows, (1, width), stride=1).amax(dim=(1, 2, 3))
     if name == "top":
-        count = top_count(anomaly_map[0].numel(), option or TOP_SHARE)
-        return anomaly_map.flatten(1).topk(count).values.mean(dim=1)
-    mean = anomaly_map.mean(dim=2).mean(dim=1)
+        pixels = anomaly_map[0].numel() if inside is None else int(inside.sum())
+        ranked = anomaly_map if inside is None else anomaly_map.masked_fill(~inside, -torch.inf)
+        return ranked.flatten(1).topk(top_count(pixels, option or TOP_SHARE)).values.mean(dim=1)
+    share = 1.0 if inside is None else inside.float().mean()
+    mean = anomaly_map.mean(dim=2).mean(dim=1) / share
     if name == "mean":
         return mean
-    return (anomaly_map - mean[:, None, None]).square().mean(dim=2).mean(dim=1).sqrt()
+    squares = (anomaly_map - mean[:, None, None]).square()
+    if inside is not None:
+        squares = squares * inside
+    return (squares.mean(dim=2).mean(dim=1) / share).sqrt()
 
 
 def export_checkpoint(
@@ -87,48 +109,60 @@ def export_checkpoint(
     out: str | Path | None = None,
     input: str = "uint8",
     config: str | Path | dict | None = None,
+    class_name: str | None = None,
 ) -> str:
     """Write the checkpoint as `format`, a key of WRITERS, to `out`, by default beside it; returns a summary in words.
 
-    input: one of INPUTS. config: for a checkpoint without one, its configuration or file. Raises UserError, and writes nothing,
-    for a network that makes no anomaly maps, and if the file's outputs differ from PyTorch's.
+    input: one of INPUTS. config: for a checkpoint without one, its configuration or file. class_name: whose region of interest
+    the file has, where each class has its own. Raises UserError, and writes nothing, for a network that makes no anomaly maps,
+    and if the file's outputs differ from PyTorch's.
     """
     if format not in WRITERS:
         raise UserError(f"--format '{format}' is unknown: use one of {', '.join(WRITERS)}")
     checkpoint = Path(checkpoint)
     out = Path(out or checkpoint.with_name(f"{checkpoint.name.removesuffix('.pth.tar')}.{format}"))
-    data, closeness = checked_file(TorchEngine(checkpoint, "cpu", config), format, out, input)
+    data, closeness = checked_file(TorchEngine(checkpoint, "cpu", config), format, out, input, class_name)
     write_atomically(out, lambda file: file.write(data))
     return f"{out}: {closeness}"
 
 
 def export_bundle(
-    checkpoint: str | Path, folder: str | Path, input: str = "uint8", config: str | Path | dict | None = None
+    checkpoint: str | Path,
+    folder: str | Path,
+    input: str = "uint8",
+    config: str | Path | dict | None = None,
+    class_name: str | None = None,
 ) -> str:
     """Write the checkpoint as a folder that needs neither PyTorch nor this repository; returns a summary in words.
 
-    input, config and what is refused: as for `export_checkpoint`; also a folder that holds other files and no earlier bundle.
+    input, config, class_name and what is refused: as for `export_checkpoint`; also a folder that holds other files
+    and no earlier bundle.
     """
     check_bundle_folder(folder)
     engine = TorchEngine(checkpoint, "cpu", config)
-    data, closeness = checked_file(engine, "onnx", folder, input)
+    data, closeness = checked_file(engine, "onnx", folder, input, class_name)
     write_bundle(folder, data)
     uncalibrated = "" if engine.calibration else "\nno decisions and regions: run tools/calibrate.py, and export again"
     return f"{folder}: {closeness}{uncalibrated}"
 
 
-def checked_file(engine: TorchEngine, format: str, out: str | Path, input: str) -> tuple[bytes, str]:
+def checked_file(
+    engine: TorchEngine, format: str, out: str | Path, input: str, class_name: str | None = None
+) -> tuple[bytes, str]:
     """The content of an exported file, and how close it is to PyTorch, in words. Raises UserError if it is not close.
 
     out: as errors name what was to be written; the other arguments: as for `export_checkpoint`.
     """
     engine.precision = torch.float32
     dataset = to_plain(engine.config.dataset)
+    inside = Predictor(engine, class_name).inside()
     images, kind = sample_images(engine, dataset)
     inputs = images if input == "uint8" else images.astype(np.float32) / 255
     example = torch.from_numpy(np.repeat(inputs[:1], 2, axis=0))  # exporters treat a batch of one as a constant
-    data, run = WRITERS[format](ImageToMap(engine), example, metadata_of(engine, dataset))
-    deviation = compare(engine(images), run, inputs)
+    metadata = metadata_of(engine, dataset)
+    metadata["roi"] = None if inside is None else Roi({class_name or ALL: inside}).to_list()
+    data, run = WRITERS[format](ImageToMap(engine, inside), example, metadata)
+    deviation = compare(engine(images, [inside] * len(images)), run, inputs)
     if not deviation <= TOLERANCE:
         raise UserError(
             f"{out} was not written: its outputs differ from PyTorch's by {deviation:.1e} of the maps' range on {len(images)} "

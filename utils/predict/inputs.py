@@ -33,6 +33,7 @@ class Item:
 
     file: str
     read: Callable[[], np.ndarray]
+    class_name: str | None = None  # where it is known
 
 
 @dataclass

@@ -2,7 +2,7 @@
 
 import importlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from datasets.images import COLOR_MODES, RESAMPLE
+from datasets.roi import Roi
 from utils.errors import UserError
 from utils.evaluation.calibration import Calibration
 from utils.limits import SIDE
@@ -31,6 +32,7 @@ METADATA: dict[str, Callable[[Any], bool]] = {  # entries beside the version, an
     "score": lambda value: value in ("mean", "std", "max", "top"),
     "calibration": lambda value: value is None,
     "classes": lambda value: isinstance(value, list) and all(isinstance(name, str) for name in value),
+    "roi": lambda value: value is None,
     "epoch": lambda value: value is None or type(value) is int,
 }
 
@@ -62,13 +64,17 @@ class OnnxEngine:
         self.classes: list[str] = metadata["classes"]
         self.calibration: Calibration | None = metadata["calibration"]
         self.epoch: int | None = metadata["epoch"]
+        self.roi: Roi | None = metadata["roi"]
         image, self.name = check_graph(self.session, self.input_size, name), name
         self.takes_uint8 = image.type == "tensor(uint8)"
         batch_size = image.shape[0]  # another tool may have fixed it
         self.batch_size: int | None = batch_size if isinstance(batch_size, int) else None
 
-    def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """images: BxHxWx3 RGB of `input_size`, uint8, or float32 in 0..1. Returns scores, B, and maps, BxHxW, both float32."""
+    def __call__(self, images: np.ndarray, insides: Sequence[np.ndarray | None] | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """images: BxHxWx3 RGB of `input_size`, uint8, or float32 in 0..1. Returns scores, B, and maps, BxHxW, both float32.
+
+        insides: not read, as the network knows the region of interest.
+        """
         if images.dtype == np.uint8 and not self.takes_uint8:
             images = images.astype(np.float32) / 255
         size = self.batch_size or len(images)
@@ -109,12 +115,14 @@ def read_metadata(entries: dict[str, str], name: str) -> dict[str, Any]:
     values = {}
     for key, is_valid in METADATA.items():
         try:
-            values[key] = parse_json(entries[key])
+            values[key] = parse_json(entries.get(key, "null") if key == "roi" else entries[key])  # files of before have none
             if key == "calibration" and values[key] is not None:
                 values[key] = Calibration.from_dict(values[key])
+            elif key == "roi" and values[key] is not None:
+                values[key] = Roi.read(values[key])
             elif not is_valid(values[key]):
                 raise ValueError
-        except (AttributeError, KeyError, TypeError, ValueError):
+        except (AttributeError, KeyError, TypeError, ValueError, UserError):
             raise UserError(f"{name}: its metadata '{key}' cannot be used: export it again") from None
     return values
 

@@ -4,17 +4,22 @@ import numpy as np
 
 from utils.evaluation.decisions import Decision, Rule
 from utils.predict.batches import Result
-from utils.predict.predictor import resize_map
-from utils.report.drawing import caption, heat_map, normalise, outline
+from utils.predict.predictor import inside_at, whole_map
+from utils.report.drawing import caption, dim, heat_map, normalise, outline
 
 
 def draw(result: Result, decision: Decision, rule: Rule) -> np.ndarray:
-    """Image and heat map side by side, with outlines of the regions, above score and decision: HxWx3 uint8 RGB."""
-    normalised = resize_map(normalise(result.anomaly_map, *scale_of(result, rule)), result.picture.shape[:2])
-    heat = heat_map(result.picture, normalised)
+    """Image and heat map side by side, with outlines of the regions, above score and decision: HxWx3 uint8 RGB.
+
+    What is outside of the region of interest is dimmed.
+    """
+    size = result.picture.shape[:2]
+    normalised = whole_map(normalise(result.anomaly_map, *scale_of(result, rule)), size, result.inside)
+    picture = result.picture if result.inside is None else dim(result.picture, inside_at(result.inside, size))
+    heat = heat_map(picture, normalised)
     if decision.mask is not None:
         heat = outline(heat, decision.mask)
-    return caption(np.hstack([result.picture, heat]), decision_text(result, decision, rule))
+    return caption(np.hstack([picture, heat]), decision_text(result, decision, rule))
 
 
 def scale_of(result: Result, rule: Rule) -> tuple[float, float]:

@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 
 from datasets.images import RESAMPLE, Picture, convert_color, resize, to_rgb
+from datasets.roi import Roi
 from utils.errors import UserError
 from utils.evaluation.calibration import Calibration
 
@@ -26,19 +27,24 @@ class Engine(Protocol):
     resample: str  # bilinear or lanczos: how images are resized to input_size
     score: str  # name of the image score: mean, std, max or top
     calibration: Calibration | None  # thresholds of that score
+    roi: Roi | None  # what is inspected; None: everything
 
-    def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def __call__(self, images: np.ndarray, insides: Sequence[np.ndarray | None] | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Scores, B, and anomaly maps, B x H x W float32.
 
-        images: B x H x W x 3 uint8 RGB of `input_size`, also for BGR; for GRAY the three channels are equal.
+        images: B x H x W x 3 uint8 RGB of `input_size`, also for BGR; for GRAY the three channels are equal. insides: of each the
+        region of interest, H x W bool; None: all.
         """
 
 
 class Predictor:
-    """Scores and maps of single images or lists of them, with the numbers that evaluation gives for the same files."""
+    """Scores and maps of single images or lists of them, with the numbers that evaluation gives for the same files.
 
-    def __init__(self, engine: Engine) -> None:
-        self.engine = engine
+    class_name: whose region of interest is used for an image whose class is not known; None: the one for all classes.
+    """
+
+    def __init__(self, engine: Engine, class_name: str | None = None) -> None:
+        self.engine, self.class_name = engine, class_name
 
     @classmethod
     def from_checkpoint(
@@ -78,20 +84,37 @@ class Predictor:
         scores, maps = [], []
         for start in range(0, len(image), batch_size):
             pictures = [to_rgb(picture) for picture in image[start : start + batch_size]]
-            batch = self.engine(np.stack([self.prepare(rgb) for rgb in pictures]))
+            inside = self.inside()
+            batch = self.engine(np.stack([self.prepare(rgb) for rgb in pictures]), [inside] * len(pictures))
             for rgb, score, anomaly_map in zip(pictures, *batch, strict=True):
                 if not np.isfinite(anomaly_map).all():
                     number = len(scores) + 1
                     raise UserError(f"image {number} of {len(image)}: its anomaly map holds values that are not finite")
                 scores.append(float(score))
-                maps.append(resize_map(anomaly_map, rgb.shape[:2]))
+                maps.append(whole_map(anomaly_map, rgb.shape[:2], inside))
         return scores, maps
+
+    def inside(self, class_name: str | None = None) -> np.ndarray | None:
+        """The region of interest, H x W bool of the engine's input size; None: everything. UserError for a class without one."""
+        roi = self.engine.roi
+        return roi.inside(class_name or self.class_name, self.engine.input_size) if roi else None
 
     def prepare(self, rgb: np.ndarray) -> np.ndarray:
         """h x w x 3 uint8 RGB as the engine takes it, H x W x 3."""
         if self.engine.color_mode == "GRAY":  # before resizing, as in training
             rgb = convert_color(rgb, "GRAY")
         return resize(rgb, self.engine.input_size, RESAMPLE[self.engine.resample])
+
+
+def whole_map(anomaly_map: np.ndarray, size: Sequence[int], inside: np.ndarray | None) -> np.ndarray:
+    """H x W float32 at the image's size, (h, w); 0 outside of the region of interest `inside`, bool."""
+    whole = resize_map(anomaly_map, size)
+    return whole if inside is None else np.where(inside_at(inside, size), whole, np.float32(0))
+
+
+def inside_at(inside: np.ndarray, size: Sequence[int]) -> np.ndarray:
+    """A region of interest, H x W bool, at another size, (h, w)."""
+    return resize_map(inside.astype(np.float32), size) > 0.5
 
 
 def resize_map(anomaly_map: np.ndarray, size: Sequence[int]) -> np.ndarray:

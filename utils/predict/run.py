@@ -20,7 +20,7 @@ from utils.predict.batches import Result, predict_batches
 from utils.predict.coco import write_coco
 from utils.predict.inputs import VIDEO_EXTENSIONS, Inputs, find_inputs, items, watch_folder, watched_items
 from utils.predict.outputs import Output, rounded
-from utils.predict.predictor import Predictor, resize_map
+from utils.predict.predictor import Predictor, whole_map
 
 log = logging.getLogger("uniad")
 
@@ -48,11 +48,13 @@ def predict_into(out: str | Path, checkpoint: str | Path, predictor: Predictor, 
 
     checkpoint: the predictor's file. Raises UserError if no image has a score in the end.
     """
+    predictor.inside()  # before anything is written: a class without a region of interest
+    region = f" in the region of {predictor.class_name}" if predictor.class_name and predictor.engine.roi else ""
     inputs = watch_folder(given) if options.watch else find_inputs(given, out)
     settings = {
         "checkpoint": str(Path(checkpoint).resolve()),
         "sha256": file_hash(checkpoint),
-        "score": predictor.engine.score + (f" by the memory of {options.memory_class}" if options.memory_class else ""),
+        "score": predictor.engine.score + (f" by the memory of {options.memory_class}" if options.memory_class else "") + region,
         "threshold": options.rule.threshold,
         "pixel_threshold": options.rule.pixel_threshold,
         "min_area": options.rule.min_area,
@@ -131,8 +133,8 @@ def predict_missing(
 
 def save_one(output: Output, result: Result, options: Options) -> Decision:
     """Decide on an image, and write its files."""
-    anomaly_map = resize_map(result.anomaly_map, result.size)  # h x w
-    decision = options.rule.decide(result.score, anomaly_map)
+    anomaly_map = whole_map(result.anomaly_map, result.size, result.inside)  # h x w
+    decision = options.rule.decide(result.score, anomaly_map, result.inspected)
     if decision.mask is not None:
         output.save_mask(result, decision)
     if options.pictures:

@@ -1,5 +1,6 @@
 """The engine of a checkpoint: PyTorch."""
 
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,10 @@ import torch.nn.functional as F
 from easydict import EasyDict
 from torch import Tensor
 
+from datasets.roi import Roi
 from datasets.transforms import Transform
 from models import build_network, find_memory
-from utils.config import load_config, stored_config
+from utils.config import load_config, stored_config, to_plain
 from utils.config.schema import MAKES_MAPS, SUBNET_KINDS
 from utils.errors import UserError
 from utils.evaluation.calibration import calibration_of
@@ -60,7 +62,9 @@ class TorchEngine:
         self.input_size = tuple(data.input_size)
         self.color_mode = data.image_reader.kwargs.color_mode if data.type == "custom" else "RGB"
         self.resample = "bilinear" if data.type == "custom" else "lanczos"
-        self.transform = Transform(data.input_size, data.pixel_mean, data.pixel_std, crop=data.get("crop"))
+        normalisation = (data.input_size, data.pixel_mean, data.pixel_std)
+        self.transform = Transform(*normalisation, color_mode=self.color_mode, crop=data.get("crop"))
+        self.roi = Roi.read(to_plain(data.roi)) if data.get("roi") else None
         self.form = MapForm.of(self.config.evaluator)
         self.calibration = calibration_of(path) if score is None else None
         calibrated = self.calibration.score if self.calibration else None
@@ -80,15 +84,22 @@ class TorchEngine:
         return None if self.stored is None else stored_config(self.stored, self.path, ("dataset",))
 
     @torch.no_grad()
-    def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def __call__(self, images: np.ndarray, insides: Sequence[np.ndarray | None] | None = None) -> tuple[np.ndarray, np.ndarray]:
         """See Engine."""
+        insides = insides or [None] * len(images)
         if self.color_mode == "BGR":
             images = images[..., ::-1]
+        pairs = zip(images, insides, strict=True)
+        images = [image if inside is None else np.where(inside[..., None], image, self.transform.fill) for image, inside in pairs]
         batch = torch.stack([self.transform.to_tensor(self.transform.middle(image)) for image in images])  # B x 3 x H x W
         with autocast(self.device, self.precision):
             outputs = self.network({"image": batch.to(self.device)})
         maps = self.form(outputs["pred"].float()).squeeze(1).cpu()  # B x H x W
-        return image_scores(maps.numpy(), *self.score_key), uncrop(maps, self.transform).numpy()
+        insides = [None if inside is None else self.form.inside(self.transform.middle(inside)) for inside in insides]
+        for anomaly_map, inside in zip(maps.numpy(), insides, strict=True):
+            if inside is not None:
+                anomaly_map[~inside] = 0
+        return image_scores(maps.numpy(), *self.score_key, insides), uncrop(maps, self.transform).numpy()
 
 
 def uncrop(maps: Tensor, transform: Transform) -> Tensor:

@@ -26,6 +26,12 @@ def heat_map(image: np.ndarray, normalised: np.ndarray) -> np.ndarray:
     return cv2.addWeighted(colours(normalised), 0.5, image, 0.5, 0)
 
 
+def dim(picture: np.ndarray, inside: np.ndarray) -> np.ndarray:
+    """The picture HxWx3 uint8 RGB, darker outside of a region of interest, h x w bool."""
+    inside = cv2.resize(inside.astype(np.uint8), picture.shape[1::-1], interpolation=cv2.INTER_NEAREST) > 0
+    return np.where(inside[..., None], picture, picture // 3)
+
+
 def outline(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """The picture HxWx3 uint8 RGB with a white line, dark at its sides, round each piece of the mask, h x w of {0, 1}."""
     size = picture.shape[1::-1]

@@ -16,7 +16,7 @@ from utils.errors import UserError
 from utils.evaluation.calibration import Calibration
 from utils.evaluation.decisions import Rule
 from utils.evaluation.evaluate import GALLERY, Evaluation, score_columns
-from utils.report.drawing import heat_map, normalise, outline
+from utils.report.drawing import dim, heat_map, normalise, outline
 
 PICKS = ("most", "least", "good_highest", "defective_lowest")
 PER_PICK = 4  # images a pick and class
@@ -78,9 +78,10 @@ def write_pictures(
         numbers = {}
         for position in dict.fromkeys(chain.from_iterable(picks.values())):
             numbers[position] = len(images)
-            rgb = data.read_seen(int(evaluation.indices[position]))
+            rgb, inside = data.read_seen(int(evaluation.indices[position])), evaluation.inside(position)
+            rgb = rgb if inside is None else dim(rgb, inside)
             anomaly_map = evaluation.map(position)
-            regions = rule.decide(float(scores[position]), anomaly_map).mask
+            regions = rule.decide(float(scores[position]), anomaly_map, evaluation.inspected(position)).mask
             pictures = draw(rgb, evaluation.mask(position), normalise(anomaly_map, low, high), regions)
             names = {kind: f"{len(images):04d}_{kind}{'.png' if kind == 'mask' else '.jpg'}" for kind in pictures}
             for kind, name in names.items():

@@ -8,7 +8,7 @@ import numpy as np
 from datasets.base import ImageDataset
 from utils.evaluation.evaluate import Evaluation
 from utils.evaluation.naming import output_names
-from utils.report.drawing import heat_map, normalise, save_picture
+from utils.report.drawing import dim, heat_map, normalise, save_picture
 
 
 def save_pictures(
@@ -30,6 +30,8 @@ def save_pictures(
     for position, name in enumerate(output_names(evaluation.filenames)):
         index, anomaly_map = evaluation.indices[position], evaluation.map(position)
         image = cv2.resize(data.read_seen(int(index)), (w, h), interpolation=cv2.INTER_AREA)
+        if (inside := evaluation.inside(position)) is not None:
+            image = dim(image, inside)
         common = heat_map(image, normalise(anomaly_map, low, high))
         if style == "vis_single":
             save_picture(save_dir, f"{name}_image.jpg", image)

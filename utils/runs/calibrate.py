@@ -29,7 +29,7 @@ from utils.evaluation.regions import region_level
 from utils.evaluation.results import align_table, percentages, share
 from utils.predict.batches import predict_batches
 from utils.predict.inputs import Item
-from utils.predict.predictor import Predictor
+from utils.predict.predictor import Predictor, inside_at
 from utils.predict.torch_engine import TorchEngine
 from utils.report.gallery import headline_score
 from utils.report.page import write_report
@@ -137,7 +137,8 @@ def score_images(
     predictor: Predictor, data: ImageDataset, config: EasyDict, min_area: float
 ) -> tuple[np.ndarray, np.ndarray, float]:
     """Score and level (see region_level) of each image, N each, and the median of the maps. UserError for an unreadable image."""
-    items = (Item(name, partial(data.read_rgb, index)) for index, name in enumerate(data.filenames))
+    names = enumerate(zip(data.filenames, data.clsnames, strict=True))
+    items = (Item(name, partial(data.read_rgb, index), clsname) for index, (name, clsname) in names)
     scores, levels, medians = [], [], []
     with tqdm(total=len(data), desc="calibrate", leave=False, disable=None) as bar:
         for batch in predict_batches(predictor, items, config.dataset.batch_size, max(1, config.dataset.workers)):
@@ -145,8 +146,10 @@ def score_images(
                 if result.error is not None:
                     raise UserError(f"{result.file}: {result.error}")
                 scores.append(result.score)
-                levels.append(region_level(result.anomaly_map, min_area))
-                medians.append(np.median(result.anomaly_map))
+                levels.append(region_level(result.anomaly_map, min_area, result.inspected))
+                shape = result.anomaly_map.shape
+                inside = np.ones(shape, bool) if result.inside is None else inside_at(result.inside, shape)
+                medians.append(np.median(result.anomaly_map[inside]))
             bar.update(len(batch))
     return np.array(scores), np.array(levels), float(np.median(medians))
 

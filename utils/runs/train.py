@@ -4,10 +4,13 @@ import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from easydict import EasyDict
 
 from datasets.build import build_dataset
+from datasets.lists import read_list
+from datasets.roi import Roi
 from models import build_network
 from models.losses import Criterion
 from utils.config import to_plain
@@ -101,7 +104,7 @@ def build_trainer(config: EasyDict, process: Process, start: Path | None, steps:
     network = build_network(config.net, with_pretrained=not (start or init_from)).to(process.device)
     optimizer = build_optimizer(network, config.trainer.optimizer, {subnet.name: subnet.lr_scale for subnet in config.net})
     scheduler = build_scheduler(optimizer, config.trainer.lr_scheduler, run_steps(config.trainer, steps))
-    trainer = Trainer(network, Criterion(config.criterion), optimizer, scheduler, to_plain(config), process, best_by)
+    trainer = Trainer(network, Criterion(config.criterion), optimizer, scheduler, self_contained(config), process, best_by)
     if start:
         resume(trainer, start)
         images = f" and {trainer.images_seen} images of the next" if trainer.images_seen else ""
@@ -118,11 +121,23 @@ def build_filler(config: EasyDict, process: Process, start: Path | None, seed: i
     if config.saver.init_from:
         raise UserError("saver.init_from: a memory is filled at once; tools/add_class.py adds classes to a checkpoint's")
     network = build_network(config.net, with_pretrained=not start).to(process.device)
-    filler = MemoryFiller(network, Criterion(config.criterion), to_plain(config), process, seed)
+    filler = MemoryFiller(network, Criterion(config.criterion), self_contained(config), process, seed)
     if start:
         filler.resume(start)
     share_weights(network, process)
     return filler
+
+
+def self_contained(config: EasyDict) -> dict[str, Any]:
+    """The configuration as checkpoints hold it: with the regions of interest in place of their file."""
+    plain = to_plain(config)
+    if roi := plain["dataset"].get("roi"):
+        splits = [{**plain["dataset"], **plain["dataset"][split]} for split in ("train", "test")]
+        lists = [read_list(split["meta_file"]) for split in splits if split["meta_file"]]
+        names = {record["clsname"] for records in lists for record in records}
+        only = splits[0]["class_name"]
+        plain["dataset"]["roi"] = Roi.read(roi, {only} if only else names).to_list()
+    return plain
 
 
 def is_trained(trainer: Trainer | MemoryFiller, steps: int) -> bool:

@@ -25,7 +25,7 @@ from utils.evaluation.decisions import Decision, Rule
 from utils.predict.batches import Result, read_item
 from utils.predict.inputs import Item
 from utils.predict.pictures import draw, scale_of
-from utils.predict.predictor import Predictor, resize_map
+from utils.predict.predictor import Predictor, whole_map
 from utils.report.drawing import colours, normalise
 from utils.serve.batcher import Batcher
 from utils.serve.limits import LimitRequests, Limits, TooLarge, refuse
@@ -161,10 +161,11 @@ class Service:
         }
 
     def rule(self, class_name: str | None) -> Rule:
-        """Raises Refusal for a class without thresholds."""
-        if self.calibration is None and class_name is None:
-            return Rule()
+        """Raises Refusal for a class without thresholds, or without a region of interest where each class has one."""
         try:
+            self.predictor.inside(class_name)
+            if self.calibration is None and (class_name is None or self.predictor.engine.roi):
+                return Rule()
             if self.calibration is None:
                 raise UserError("this checkpoint has no calibration, so there are no thresholds of classes")
             return Rule.of(self.calibration, class_name)
@@ -174,7 +175,7 @@ class Service:
     async def predict(self, data: bytes, class_name: str | None, format: str, with_map: bool) -> Response:
         """The answer to a request. Raises Refusal for what is no image, or too large a one."""
         started, rule = time.perf_counter(), self.rule(class_name)
-        item = Item("the image", partial(self.decode, data))
+        item = Item("the image", partial(self.decode, data), class_name)
         result = await wrap_future(self.pool.submit(read_item, self.predictor, item, LONGEST if format == "png" else 0))
         if result.error is not None:
             raise Refusal(413 if result.error.startswith(TOO_MANY) else 415, result.error)
@@ -197,7 +198,7 @@ class Service:
         return decode_rgb(data, "the image")
 
     def answer(self, result: Result, rule: Rule, format: str, with_map: bool) -> tuple[Decision, Response]:
-        decision = rule.decide(result.score, resize_map(result.anomaly_map, result.size))
+        decision = rule.decide(result.score, whole_map(result.anomaly_map, result.size, result.inside), result.inspected)
         if format == "png":
             return decision, Response(encode_png(draw(result, decision, rule)), media_type="image/png")
         regions = [asdict(region) | {"percent": 100 * region.share} for region in decision.regions or ()]

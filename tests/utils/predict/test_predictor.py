@@ -169,13 +169,14 @@ def test_a_network_without_maps_and_an_unknown_device_are_said(checkpoint: Path,
 class Brightness:
     """An engine without a network: the map is the image's red channel, the score its mean."""
 
-    input_size, resample, score, calibration = (4, 6), "bilinear", "mean", None
+    input_size, resample, score, calibration, roi = (4, 6), "bilinear", "mean", None, None
 
     def __init__(self, color_mode: str) -> None:
         self.color_mode = color_mode
         self.seen: list[np.ndarray] = []
 
-    def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def __call__(self, images: np.ndarray, insides: list) -> tuple[np.ndarray, np.ndarray]:
+        assert insides == [None] * len(images)
         self.seen.append(images)
         maps = images[..., 0].astype(np.float32)
         return maps.mean(axis=(1, 2)), maps
@@ -200,8 +201,8 @@ def test_an_engine_of_grey_images_gets_equal_channels(photo: np.ndarray) -> None
 
 def test_a_map_that_is_not_finite_is_an_error(photo: np.ndarray) -> None:
     class Broken(Brightness):
-        def __call__(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            scores, maps = super().__call__(images)
+        def __call__(self, images: np.ndarray, insides: list) -> tuple[np.ndarray, np.ndarray]:
+            scores, maps = super().__call__(images, insides)
             return scores, maps * np.nan
 
     with pytest.raises(UserError, match=r"image 1 of 1: .*not finite"):

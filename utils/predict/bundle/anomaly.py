@@ -11,6 +11,8 @@ in the end; it is 2 where the model cannot be used.
 """
 
 import argparse
+import base64
+import io
 import json
 import math
 import sys
@@ -48,7 +50,7 @@ class Region:
     width: int
     height: int
     area: int
-    share: float  # of the image's area
+    share: float  # of the area that is inspected
     peak: float  # largest value of the anomaly map
     mean: float
 
@@ -89,6 +91,7 @@ class Predictor:
         self.threshold: float | None = thresholds.get("threshold")  # a higher score is defective
         self.pixel_threshold: float | None = thresholds.get("pixel_threshold")  # a higher value of the map is in a region
         self.min_area: float = calibration.get("min_area", 0.0)  # share of the image's area that a region has at least
+        self.inside = read_roi(self.metadata.get("roi"))  # the part of the image that is inspected; None: all
         self.normal = np.array(thresholds.get("scores", ()))  # scores of held-out good images
 
     def __call__(self, image: str | Path | Image.Image | np.ndarray) -> Result:
@@ -101,12 +104,16 @@ class Predictor:
         if not np.isfinite(maps).all():
             raise ImageError("its anomaly map holds values that are not finite")
         score, anomaly_map = float(scores[0]), resize_map(maps[0], *rgb.shape[:2])
+        inspected = 1.0
+        if self.inside is not None:
+            inspected = float(self.inside.mean())
+            anomaly_map[resize_map(self.inside.astype(np.float32), *rgb.shape[:2]) <= 0.5] = 0
         decision = None if self.threshold is None else "defective" if score > self.threshold else "good"
         ratio = score / self.threshold if self.threshold is not None and self.threshold > 0 else None
         p = (np.count_nonzero(self.normal >= score) + 1) / (len(self.normal) + 1) if len(self.normal) else None
         mask, regions = None, None
         if self.pixel_threshold is not None:
-            mask, regions = find_regions(anomaly_map, self.pixel_threshold, self.min_area)
+            mask, regions = find_regions(anomaly_map, self.pixel_threshold, self.min_area, inspected)
         return Result(score, decision, ratio, p, regions, anomaly_map, mask)
 
     def prepare(self, rgb: np.ndarray) -> np.ndarray:
@@ -130,6 +137,13 @@ def read_metadata(session: onnxruntime.InferenceSession, model: str | Path) -> d
     if missing:
         raise ModelError(f"{model}: its metadata have no entry '{missing[0]}': export it again")
     return {name: json.loads(entry) for name, entry in entries.items()}
+
+
+def read_roi(entry: list[list[str]] | None) -> np.ndarray | None:
+    """The region of interest, H x W bool; None: the whole image. entry: a PNG in base64, in pieces after the class's name."""
+    if entry is None:
+        return None
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode("".join(entry[0][1:]))))) > 0
 
 
 def read_rgb(image: str | Path | Image.Image | np.ndarray) -> np.ndarray:
@@ -168,8 +182,12 @@ def neighbours(size: int, wanted: int) -> tuple[np.ndarray, np.ndarray, np.ndarr
     return first, np.minimum(first + 1, size - 1), np.clip(places - first, 0, 1).astype(np.float32)
 
 
-def find_regions(anomaly_map: np.ndarray, threshold: float, min_area: float) -> tuple[np.ndarray, list[Region]]:
+def find_regions(
+    anomaly_map: np.ndarray, threshold: float, min_area: float, inspected: float = 1.0
+) -> tuple[np.ndarray, list[Region]]:
     """The connected pieces above the threshold with at least the share `min_area` of the pixels: mask, and the largest first.
+
+    inspected: the share of the pixels that is; the others do not count.
 
     Pieces of one size go from top to bottom, then from left to right.
     """
@@ -190,10 +208,11 @@ def find_regions(anomaly_map: np.ndarray, threshold: float, min_area: float) -> 
     joins = [np.minimum, np.minimum, np.maximum, np.maximum, np.add, np.maximum, np.add]
     joined = [join.reduceat(column[order], firsts) for join, column in zip(joins, runs, strict=True)]
     left, top, right, bottom, areas, peaks, sums = joined
-    large = areas >= max(1, math.ceil(min_area * anomaly_map.size - 1e-9))
+    pixels = anomaly_map.size * inspected
+    large = areas >= max(1, math.ceil(min_area * pixels - 1e-9))
     mask = np.zeros_like(above)
     mask[above] = np.repeat(large[pieces], lengths)
-    sizes = (left, top, right - left, bottom - top, areas, areas / anomaly_map.size, peaks, sums / areas)
+    sizes = (left, top, right - left, bottom - top, areas, areas / pixels, peaks, sums / areas)
     chosen = np.lexsort((left, top, -areas))[: np.count_nonzero(large)]
     return mask, [Region(*values) for values in zip(*(column[chosen].tolist() for column in sizes), strict=True)]
 
