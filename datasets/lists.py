@@ -46,8 +46,12 @@ def read_numbered(path: str | Path) -> list[tuple[int, dict]]:
         lines = read_text(path, encoding="utf-8-sig").split("\n")
     except FileNotFoundError:
         raise UserError(f"there is no list {path}; tools/prepare_data.py makes one from a folder of images") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read the list {path}: {getattr(error, 'strerror', error)}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path}: not a text in UTF-8 ({error.reason}); save it again as UTF-8, in an editor or with iconv"
+        ) from None
+    except OSError as error:
+        raise UserError(f"cannot read the list {path}: {error.strerror}") from None
     records = [(number, _parse_line(line, f"{path}:{number}")) for number, line in enumerate(lines, 1) if line.strip()]
     if not records:
         raise UserError(f"the list {path} names no image")

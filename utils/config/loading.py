@@ -175,7 +175,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not a text in UTF-8 ({error.reason})") from None
+        raise UserError(f"{path}: not a text in UTF-8 ({error.reason}); save it again as UTF-8") from None
     except UserError as error:
         raise UserError(f"{path}, {error}") from None
     if not isinstance(raw, dict):

@@ -13,6 +13,7 @@ import torch
 
 from datasets.roi import Roi
 from tests.helpers import tiny
+from tests.helpers.services import Service
 from utils.config import load_config
 from utils.errors import UserError
 from utils.evaluation.decisions import Rule
@@ -159,6 +160,20 @@ def test_the_region_of_a_class_needs_the_class(of_classes: Path, tmp_path: Path)
     with pytest.raises(UserError, match=r"give the class \(--class_name\)"):
         export_checkpoint(checkpoint, "onnx", tmp_path / "model.onnx")
     assert not (tmp_path / "model.onnx").exists()
+
+
+def test_the_service_inspects_the_region_of_the_class_that_a_request_names(of_classes: Path) -> None:
+    checkpoint = of_classes.parent / "checkpoints/ckpt.pth.tar"
+    image = next((of_classes.parent / "data/tile/test/hole").iterdir())
+    score, _ = Predictor(Predictor.from_checkpoint(checkpoint).engine, "tile")(image)
+    service = Service(checkpoint)
+    answer = service.predict(image.read_bytes(), class_name="tile").json()
+    assert answer["score"] == score
+    assert all(region["y"] + region["height"] <= 33 for region in answer["regions"])
+    refusal = service.predict(image.read_bytes())
+    assert refusal.status_code == 422
+    assert "cup, tile" in refusal.text
+    assert service.end()[0] == 0
 
 
 FAULTS = {
