@@ -10,7 +10,17 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from datasets.lists import record, walk_images
-from datasets.prepare.names import FILLERS, MASKS, OPPOSITES, SPLITS, Names, is_called_masks, mask_stem, names_masks
+from datasets.prepare.names import (
+    FILLERS,
+    MASKS,
+    OPPOSITES,
+    SPLITS,
+    Names,
+    is_called_masks,
+    mask_stem,
+    names_drawings,
+    names_masks,
+)
 from datasets.prepare.scan import Scan
 from utils.errors import UserError
 
@@ -32,6 +42,11 @@ def read_folder(root: Path, good: str | None = None, bad: str | None = None) -> 
     only folder of defective images.
     """
     names, scan, images = Names(good, bad), Scan(root), walk_images(root).images
+    own_names = {name.casefold() for name in (good, bad) if name}
+    for name in images:
+        if any(names_drawings(part) and part.casefold() not in own_names for part in _folders(name)):
+            scan.left_out[name] = "drawn maps, no photographs"
+    images = [name for name in images if name not in scan.left_out]
     for option, own in (("--good", good), ("--bad", bad)):
         if own not in (None, ".") and not any(own.casefold() == part.casefold() for name in images for part in _folders(name)):
             raise UserError(f"{root}: there is no folder '{own}' with images in it ({option})")

@@ -76,6 +76,11 @@ def is_called_masks(part: str) -> bool:
     return set(words(part)) <= MASKS | FILLERS and names_masks(part)
 
 
+def names_drawings(part: str) -> bool:
+    """Whether a folder is called after what is drawn over photographs: heatmaps, defect_map, anomaly maps, overlays."""
+    return bool(re.search(r"\b(?:heat|defect|anomaly|score|error|attention) ?maps?\b|\boverlays?\b", " ".join(words(part))))
+
+
 def mask_stem(name: str) -> str:
     """The stem of the image that a mask belongs to, by its name: 000_mask.png, mask-000.png and 000.png give 000."""
     return MASK_FILE.fullmatch(PurePosixPath(name).stem.casefold())[1]

@@ -303,7 +303,11 @@ def test_a_class_cannot_be_called_as_a_row_of_the_results(tmp_path, line, clsnam
 def test_a_missing_empty_or_foreign_list_is_named(tmp_path):
     (tmp_path / "empty.json").write_text("\n")
     (tmp_path / "image.json").write_bytes(b"\x89PNG\xff")
-    for name, message in [("none.json", "there is no list"), ("empty.json", "names no image"), ("image.json", "save it again as UTF-8")]:
+    for name, message in [
+        ("none.json", "there is no list"),
+        ("empty.json", "names no image"),
+        ("image.json", "save it again as UTF-8"),
+    ]:
         with pytest.raises(UserError, match=message) as caught:
             read_list(tmp_path / name)
         assert str(tmp_path / name) in str(caught.value)

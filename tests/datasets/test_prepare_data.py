@@ -380,6 +380,19 @@ def test_names_that_allow_two_readings_stop_with_the_option_that_chooses(tmp_pat
         read_layout("folder", tmp_path)
 
 
+@pytest.mark.parametrize("folder", ["heatmaps", "Heat_Maps", "defect_map", "anomaly maps", "overlay"])
+@pytest.mark.parametrize("above", ["cup/", "cup/test/", ""])
+def test_maps_drawn_over_photographs_are_no_photographs(tmp_path, prepare, folder, above):
+    paint(tmp_path / "root", *(f"cup/train/good/{i}.png" for i in range(3)), "cup/test/good/7.png", "cup/test/dent/8.png")
+    paint(tmp_path / "root", f"{above}{folder}/8.png", "tube/train/good/1.png", "tube/test/good/2.png")
+    lists, rows = prepare("folder")
+    assert [line[0] for line in lists["test"]] == ["cup/test/dent/8.png", "cup/test/good/7.png", "tube/test/good/2.png"]
+    assert "drawn maps, no photographs" in "\n".join(map(" ".join, rows))
+    if above == "cup/test/":  # whoever calls it so has photographs in it
+        lists, _ = prepare("folder", "--bad", folder)
+        assert f"{above}{folder}/8.png" in {line[0] for line in lists["test"]}
+
+
 def test_the_printed_table_says_what_each_folder_was_taken_for_and_what_was_left_out(tmp_path, prepare):
     root = tmp_path / "root"
     paint(root, *(f"valve/Train/Good/{i}.png" for i in range(9)), "valve/Train/Dent/0.png")
