@@ -4,13 +4,12 @@ import base64
 import binascii
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
 from PIL import Image
 
-from datasets.images import ImageReader, resize
+from datasets.images import ImageReader, decode_rgb, resize
 from utils.errors import UserError
 from utils.reading import parse_json, read_bytes
 
@@ -41,7 +40,7 @@ class Roi:
         shares of width and height. `{clsname}` in its path stands for each class.
         """
         if not isinstance(setting, str):
-            return cls({name: decode("".join(pieces), name) for name, *pieces in setting})
+            return cls(dict(map(decode, setting)))
         roi = cls({}, setting) if CLASS in setting else cls(read_file(setting))
         for name in sorted(set(clsnames)):
             roi.mask(name)
@@ -83,15 +82,13 @@ class Roi:
         return inside
 
 
-def decode(text: Any, name: str) -> np.ndarray:
-    """A mask from its PNG in base64, h x w bool."""
+def decode(entry: Sequence[str]) -> tuple[str, np.ndarray]:
+    """A class and its mask, h x w bool, from an item of `to_list`. Raises UserError for one that is damaged."""
     try:
-        picture = cv2.imdecode(np.frombuffer(base64.b64decode(text, validate=True), np.uint8), cv2.IMREAD_GRAYSCALE)
-    except (binascii.Error, TypeError, ValueError, cv2.error):
-        picture = None
-    if picture is None:
-        raise UserError(f"dataset.roi: the region of '{name}' is damaged")
-    return picture > 0
+        name, *pieces = entry
+        return name, decode_rgb(base64.b64decode("".join(pieces), validate=True), f"the region of '{name}'")[..., 0] > 0
+    except (binascii.Error, TypeError, ValueError):
+        raise UserError("dataset.roi: a region of interest is damaged") from None
 
 
 def read_file(path: str) -> dict[str, np.ndarray]:

@@ -41,8 +41,8 @@ def check_data(config: dict[str, Any]) -> None:
         for name in needed:
             if not merged.get(name):
                 raise UserError(f"dataset.{split}.{name} is missing: a data set of type {merged['type']} needs it")
-        for name in ("class_name", "separate"):
-            if merged[name] and merged["type"] != "custom":
+        for name in ("class_name", "separate", "roi"):
+            if merged.get(name) and merged["type"] != "custom":
                 raise UserError(f"dataset.{name} is for data sets of type custom, {merged['type']} has one class only")
 
 

@@ -118,7 +118,7 @@ def read_metadata(entries: dict[str, str], name: str) -> dict[str, Any]:
             values[key] = parse_json(entries.get(key, "null") if key == "roi" else entries[key])  # files of before have none
             if key == "calibration" and values[key] is not None:
                 values[key] = Calibration.from_dict(values[key])
-            elif key == "roi" and values[key] is not None:
+            elif key == "roi" and isinstance(values[key], list):
                 values[key] = Roi.read(values[key])
             elif not is_valid(values[key]):
                 raise ValueError

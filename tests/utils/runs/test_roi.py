@@ -8,6 +8,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import onnx
 import pytest
 import torch
 
@@ -21,7 +22,7 @@ from utils.evaluation.metrics import evaluate_maps
 from utils.predict.bundle import anomaly
 from utils.predict.export import export_bundle, export_checkpoint
 from utils.predict.predictor import Predictor
-from utils.process.checkpoint import load_checkpoint
+from utils.process.checkpoint import load_checkpoint, save_checkpoint
 from utils.report.result_folder import read_result
 from utils.runs.calibrate import calibrate_checkpoint
 
@@ -210,6 +211,29 @@ def test_a_path_with_the_class_in_it(tmp_path: Path) -> None:
         assert roi.inside(name, (64, 200)).mean() == pytest.approx(share, abs=0.01)
     with pytest.raises(UserError, match=r"there is no file .*plate\.png"):
         Roi.read(str(tmp_path / "{clsname}.png"), ["plate"])
+
+
+DAMAGED = ([[]], [["", "no base64"]], [["", "AAAA"]], [["cup"]], [[""], ["", "=="]])
+
+
+@pytest.mark.parametrize("roi", DAMAGED)
+def test_a_damaged_region_in_a_checkpoint_is_one_line(evaluated: Path, tmp_path: Path, roi: list[list[str]]) -> None:
+    content = load_checkpoint(evaluated.parent / "checkpoints/ckpt.pth.tar")
+    content["config"]["dataset"]["roi"] = roi
+    save_checkpoint(tmp_path / "given.pth.tar", content)
+    with pytest.raises(UserError, match="region") as caught:
+        Predictor.from_checkpoint(tmp_path / "given.pth.tar")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("roi", [*DAMAGED, 5, "/etc/passwd", {"": "AAAA"}, [5]])
+def test_a_damaged_region_in_an_exported_file_is_one_line(evaluated: Path, tmp_path: Path, roi: object) -> None:
+    export_checkpoint(evaluated.parent / "checkpoints/ckpt.pth.tar", "onnx", tmp_path / "model.onnx")
+    model = onnx.load(tmp_path / "model.onnx")
+    next(entry for entry in model.metadata_props if entry.key == "roi").value = json.dumps(roi)
+    onnx.save(model, tmp_path / "model.onnx")
+    with pytest.raises(UserError, match="its metadata 'roi' cannot be used"):
+        Predictor.from_checkpoint(tmp_path / "model.onnx")
 
 
 def test_a_list_is_short_enough_for_a_configuration() -> None:
