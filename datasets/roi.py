@@ -78,7 +78,7 @@ class Roi:
             raise UserError(
                 f"dataset.roi: nothing of the region of '{clsname or 'all classes'}' is left at {size[0]} x {size[1]}"
             )
-        self.known[clsname, *size] = inside
+        self.known[(clsname, *size)] = inside
         return inside
 
 

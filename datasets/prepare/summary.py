@@ -20,9 +20,15 @@ def duplicates(scan: Scan, checked: dict[str, Checked]) -> list[tuple[Record, st
 
 
 def describe_duplicates(scan: Scan, checked: dict[str, Checked]) -> list[str]:
-    """A line for each of the first MAX_PAIRS duplicates, and one for how many more there are."""
-    pairs = duplicates(scan, checked)
-    return shorten([f"the same file: {line['filename']} (test) and {name} (training)" for line, name in pairs], MAX_PAIRS)
+    """A line for each of the first MAX_PAIRS duplicates, and one for how many more there are; those of two labels come first."""
+    good = {checked[line["filename"]].digest: line["filename"] for line in scan.records() if checked and not line["label"]}
+    wrong = [
+        f"the same file: {line['filename']} (defective) and {name} (good): remove one"
+        for line in scan.records()
+        if checked and line["label"] and (name := good.get(checked[line["filename"]].digest))
+    ]
+    pairs = [(line["filename"], name) for line, name in duplicates(scan, checked) if not line["label"]]
+    return shorten(wrong + [f"the same file: {name} (test) and {other} (training)" for name, other in pairs], MAX_PAIRS)
 
 
 def describe_folders(scan: Scan, every: bool) -> list[str]:

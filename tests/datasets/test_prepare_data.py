@@ -380,6 +380,16 @@ def test_names_that_allow_two_readings_stop_with_the_option_that_chooses(tmp_pat
         read_layout("folder", tmp_path)
 
 
+def test_a_photograph_that_is_good_and_defective_is_named(tmp_path, prepare):
+    paint(tmp_path / "root", *(f"cup/good/{i}.png" for i in range(5)), "cup/dent/0.png")
+    for good in range(5):  # wherever the split puts it
+        (tmp_path / f"root/cup/dent/{good}_again.png").write_bytes((tmp_path / f"root/cup/good/{good}.png").read_bytes())
+    _, rows = prepare("folder")
+    said = {" ".join(row) for row in rows}
+    lines = {f"the same file: cup/dent/{i}_again.png (defective) and cup/good/{i}.png (good): remove one" for i in range(5)}
+    assert lines <= said
+
+
 @pytest.mark.parametrize("folder", ["heatmaps", "Heat_Maps", "defect_map", "anomaly maps", "overlay"])
 @pytest.mark.parametrize("above", ["cup/", "cup/test/", ""])
 def test_maps_drawn_over_photographs_are_no_photographs(tmp_path, prepare, folder, above):
