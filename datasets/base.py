@@ -47,6 +47,8 @@ class ImageDataset(SampleReader):
         self.epoch = 0
         self.pseudo_anomalies = pseudo_anomalies
         self.insides = {name: roi.inside(name, transform.input_size) for name in set(clsnames)} if roi else {}
+        if cut := next((name for name, inside in self.insides.items() if not transform.middle(inside).any()), None):
+            raise UserError(f"dataset.roi: dataset.crop leaves nothing of the region of '{cut}'")
         self.resized: Any = None  # rows of a cache of images, datasets.cached.Rows
 
     def load(self, index: int) -> tuple[np.ndarray, np.ndarray | None]:

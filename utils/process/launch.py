@@ -10,6 +10,7 @@ import sys
 from contextlib import suppress
 
 SECONDS_TO_END = 30  # for the other processes after one has failed
+INTERRUPTED = 130  # the exit code after Ctrl-C
 
 
 def launch(count: int, command: list[str]) -> int:
@@ -43,7 +44,8 @@ def launch(count: int, command: list[str]) -> int:
         failure = os.waitstatus_to_exitcode(status)  # -N is the death by signal N
         if failure and not code:
             code = failure if failure > 0 else 128 - failure
-            send(signal.SIGTERM)
+            if code != INTERRUPTED:  # Ctrl-C has reached the others too, and each says so
+                send(signal.SIGTERM)
             signal.alarm(SECONDS_TO_END)
     return code
 

@@ -213,6 +213,12 @@ def test_a_path_with_the_class_in_it(tmp_path: Path) -> None:
         Roi.read(str(tmp_path / "{clsname}.png"), ["plate"])
 
 
+def test_a_crop_that_leaves_nothing_is_one_line(evaluated: Path) -> None:
+    (evaluated.parent / "edge.json").write_text(json.dumps([[[0, 0], [0.1, 0], [0.1, 1], [0, 1]]]))
+    with pytest.raises(UserError, match=r"dataset\.crop leaves nothing of the region of '(cup|tile)'"):
+        tiny.train(evaluated, "dataset.roi=edge.json", "dataset.crop=[32, 32]", "saver.save_dir=cropped")
+
+
 DAMAGED = ([[]], [["", "no base64"]], [["", "AAAA"]], [["cup"]], [[""], ["", "=="]])
 
 
