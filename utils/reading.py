@@ -94,7 +94,9 @@ def check_path(text: str) -> None:
     """Raises ValueError for a text that no file system has as a path."""
     check_text(text)
     if any(len(os.fsencode(part)) > limits.NAME_BYTES for part in PurePath(text).parts):
-        raise ValueError(f"a path with a name of more than {limits.NAME_BYTES} bytes, '{text[:100]}…'")
+        raise ValueError(
+            f"a path with a name of more than {limits.NAME_BYTES} bytes, {text[:100]!r}…"
+        )  # no half characters in a message
 
 
 def is_inside(name: str) -> bool:

@@ -54,9 +54,6 @@ def validate_section(model: type[BaseModel], raw: dict[str, Any], where: str, pr
     """The section as plain values; its problems are added to `problems`."""
     try:
         return plain(model.model_validate(raw))
-    except UnicodeEncodeError as error:  # pydantic reads no key that is not UTF-8
-        problems.append(f"{join(where, ascii(error.object)[1:-1][:100])} is not a key: its name is not UTF-8")
-        return {}
     except ValidationError as error:
         found = dict.fromkeys(describe(model, details, where) for details in error.errors(include_url=False))
         problems += found

@@ -92,3 +92,8 @@ def test_any_bytes_as_a_configuration_give_one_line(tmp_path_factory, content):
         read_config(path)
     assert str(path) in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_long_path_that_is_not_utf_8_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"save_dir must be a path|a name of more than 255 bytes"):
+        read_config(tiny.make(tmp_path), ["saver.save_dir=" + "a\udca5" * 200])
