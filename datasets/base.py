@@ -9,6 +9,7 @@ import numpy as np
 from datasets.loading import SampleReader
 from datasets.pseudo import paste_defect
 from datasets.roi import Roi
+from datasets.tiles import Tiles
 from datasets.transforms import Transform, mask_to_tensor
 from utils.errors import UserError
 
@@ -16,9 +17,10 @@ DONOR_SHARE = 1 / 3  # share of the artificial defects that are filled from anot
 
 
 class ImageDataset(SampleReader):
-    """Labelled images; a subclass implements `load`, `read_rgb` and `sources`.
+    """Labelled images; a subclass implements `load`, `size`, `read_rgb` and `sources`.
 
-    `insides`: by class the region of interest, H x W bool of the network's input; no entry: all is inside.
+    `insides`: by class the region of interest, H x W bool of the network's input; no entry: all is inside. Where photographs are
+    cut into `tiles` (see datasets.tiled), a class has none.
 
     A sample is a dict: image 3 x H x W float32, mask 1 x H x W float32 in {0, 1}, label 0 (normal) or 1 (anomalous),
     clsname, filename, height and width (of the original), index (its position in the data set). With `pseudo_anomalies` a
@@ -39,6 +41,7 @@ class ImageDataset(SampleReader):
         on_bad_image: str = "stop",
         pseudo_anomalies: bool = False,
         roi: Roi | None = None,
+        tiles: Tiles | None = None,
     ) -> None:
         super().__init__(filenames, training, on_bad_image)
         self.labels, self.clsnames = labels, clsnames
@@ -46,7 +49,9 @@ class ImageDataset(SampleReader):
         self.seed = seed
         self.epoch = 0
         self.pseudo_anomalies = pseudo_anomalies
-        self.insides = {name: roi.inside(name, transform.input_size) for name in set(clsnames)} if roi else {}
+        self.roi, self.tiles = roi, tiles
+        whole = roi if tiles is None else None
+        self.insides = {name: whole.inside(name, transform.input_size) for name in set(clsnames)} if whole else {}
         if cut := next((name for name, inside in self.insides.items() if not transform.middle(inside).any()), None):
             raise UserError(f"dataset.roi: dataset.crop leaves nothing of the region of '{cut}'")
         self.resized: Any = None  # rows of a cache of images, datasets.cached.Rows
@@ -79,6 +84,14 @@ class ImageDataset(SampleReader):
         """The class's region of interest in a sample, H x W bool; None: all is inside."""
         return self.transform.middle(self.insides[clsname]) if clsname in self.insides else None
 
+    def size(self, index: int) -> tuple[int, int]:
+        """Height and width of the original. UserError as for `load`."""
+        raise NotImplementedError
+
+    def inside(self, index: int) -> np.ndarray | None:
+        """The region of interest, H x W bool of the network's input, before a crop; None: all is inside."""
+        return self.insides.get(self.clsnames[index])
+
     def sources(self) -> list[tuple[str, int, int]]:
         """Path, size in bytes and modification time in ns of every file that samples are read from, in the samples' order."""
         raise NotImplementedError
@@ -86,8 +99,7 @@ class ImageDataset(SampleReader):
     def __getitem__(self, index: int) -> dict:
         original, mask, (height, width) = self.load_sized(index)
         rng = np.random.default_rng([self.seed, self.epoch, index]) if self.training else None
-        inside = self.insides.get(self.clsnames[index])
-        image, mask = self.transform.arrays(original, mask, rng, inside)
+        image, mask = self.transform.arrays(original, mask, rng, self.inside(index))
         sample = {
             "image": self.transform.to_tensor(image),
             "mask": mask_to_tensor(mask),

@@ -9,12 +9,13 @@ from datasets.custom import CustomDataset
 from datasets.images import ImageReader
 from datasets.loading import ImageLoader, SampleReader
 from datasets.samplers import EvalSampler, TrainSampler
+from datasets.tiles import Tiles
 from datasets.transforms import Transform
 from utils.errors import UserError
 
 
 def build_dataset(cfg: dict, split: str, seed: int = 0) -> ImageDataset:
-    """The data set of a split; cfg is the configuration's `dataset` section with absolute paths.
+    """The data set of a split, not yet cut into tiles; cfg is the configuration's `dataset` section with absolute paths.
 
     split: "train", "test", or "holdout", the training images that `holdout` excludes from training.
     """
@@ -31,7 +32,7 @@ def build_dataset(cfg: dict, split: str, seed: int = 0) -> ImageDataset:
         parts = {} if split == "test" else {"holdout": cfg.get("holdout", 0), "held_out": split == "holdout"}
         parts |= {} if split == "test" else {"on_defective_train": cfg.get("on_defective_train", "keep")}
         parts |= {"on_bad_image": cfg.get("on_bad_image", "stop"), "pseudo_anomalies": pseudo_anomalies}
-        parts["roi"] = cfg.get("roi")
+        parts |= {"roi": cfg.get("roi"), "tiles": Tiles.of(cfg.get("tiles"))}
         return CustomDataset(cfg["meta_file"], reader, transform, training, seed, cfg.get("class_name"), **parts)
     if cfg.get("holdout"):
         raise UserError(f"dataset.holdout is for data sets of type custom, not {cfg['type']}")

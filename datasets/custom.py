@@ -9,6 +9,7 @@ from datasets.base import ImageDataset, describe_file
 from datasets.images import ImageReader
 from datasets.lists import read_numbered
 from datasets.roi import Roi
+from datasets.tiles import Tiles
 from datasets.transforms import Transform
 from utils.errors import UserError
 
@@ -37,6 +38,7 @@ class CustomDataset(ImageDataset):
         on_defective_train: str = "keep",
         pseudo_anomalies: bool = False,
         roi: str | list[list[str]] | None = None,
+        tiles: Tiles | None = None,
     ) -> None:
         numbered = read_numbered(meta_file)
         if class_name is not None:
@@ -66,6 +68,7 @@ class CustomDataset(ImageDataset):
             on_bad_image=on_bad_image,
             pseudo_anomalies=pseudo_anomalies,
             roi=Roi.read(roi, clsnames) if roi else None,
+            tiles=tiles,
         )
         self.masknames = [record["maskname"] for record in records]
         self.meta_file = meta_file
@@ -100,6 +103,13 @@ class CustomDataset(ImageDataset):
             sizes = "{1} x {0}, its image {3} x {2}".format(*mask.shape, *image.shape)
             raise UserError(f"mask {maskname} is {sizes} pixels ({filename} in {self.meta_file}); they must be equally large")
         return image, mask
+
+    def size(self, index: int) -> tuple[int, int]:
+        """As in `ImageDataset`."""
+        try:
+            return self.reader.size(self.filenames[index])
+        except UserError as error:
+            raise UserError(f"{error} (listed in {self.meta_file})") from None
 
     def read_rgb(self, index: int) -> np.ndarray:
         """The original picture, h x w x 3 uint8; RGB regardless of the reader's color_mode."""

@@ -17,6 +17,7 @@ from utils.limits import PIXELS
 from utils.reading import is_inside, read_bytes
 
 COLOR_MODES = ("RGB", "BGR", "GRAY")
+ORIENTATION = 0x0112  # a tag of EXIF
 RESAMPLE = {"bilinear": Image.Resampling.BILINEAR, "lanczos": Image.Resampling.LANCZOS}
 
 Picture: TypeAlias = str | Path | Image.Image | np.ndarray  # see to_rgb
@@ -68,20 +69,20 @@ def convert_color(rgb: np.ndarray, color_mode: str) -> np.ndarray:
     return rgb
 
 
-def resize(image: np.ndarray, size: Sequence[int], resample: Image.Resampling) -> np.ndarray:
-    """An image or a mask, h x w (x 3) uint8, at another size, (H, W).
+def resize(image: np.ndarray, size: Sequence[int], resample: Image.Resampling, box: Sequence[float] | None = None) -> np.ndarray:
+    """An image or a mask, h x w (x 3) uint8, at another size, (H, W). box: left, top, right, bottom of the part; None: all.
 
     PIL's filters smooth what they shrink; OpenCV's and PyTorch's would give the network other pixels.
     """
     height, width = size
-    return np.asarray(Image.fromarray(image).resize((width, height), resample))
+    return np.asarray(Image.fromarray(image).resize((width, height), resample, box))
 
 
-def shrink(rgb: np.ndarray, longest: int) -> np.ndarray:
-    """A copy with at most `longest` pixels on the longer side, for drawing."""
-    h, w = rgb.shape[:2]
+def shrink(picture: np.ndarray, longest: int) -> np.ndarray:
+    """An image or a map, h x w (x 3), with at most `longest` pixels on the longer side: a copy, for drawing."""
+    h, w = picture.shape[:2]
     scale = min(1.0, longest / max(h, w))
-    return cv2.resize(rgb, (max(1, round(w * scale)), max(1, round(h * scale))), interpolation=cv2.INTER_AREA)
+    return cv2.resize(picture, (max(1, round(w * scale)), max(1, round(h * scale))), interpolation=cv2.INTER_AREA)
 
 
 def count_frames(path: str | Path | BinaryIO) -> int:
@@ -133,6 +134,14 @@ class ImageReader:
         if _is_lossy(path):
             return (mask > mask.max() / 2).astype(np.uint8)
         return (mask > (mask.min() if mask.min() < mask.max() else 0)).astype(np.uint8)
+
+    def size(self, name: str) -> tuple[int, int]:
+        """Height and width of what `read` gives, from the head of the file where that says it. Raises UserError as `read`."""
+        with suppress(Exception), Image.open(self.image_dir / name) as file:  # a damaged file raises any of many kinds
+            turned = "exif" in file.info and file.getexif().get(ORIENTATION, 1) != 1
+            if file.format in ("BMP", "JPEG", "PNG") and not turned and file.width * file.height <= self.max_pixels:
+                return file.height, file.width
+        return self.read(name).shape[:2]
 
     def exists(self, name: str) -> bool:
         return os.path.isfile(self.image_dir / name)

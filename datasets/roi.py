@@ -14,6 +14,7 @@ from utils.errors import UserError
 from utils.reading import parse_json, read_bytes
 
 ALL = ""  # the class of a region that is for all classes
+WHOLE = (0, 0, 1, 1)  # the box of a photograph in shares of it: top, left, bottom, right
 GRID = 2048  # pixels of each side on which polygons are drawn
 EXAMPLE = '[[[0.1, 0.1], [0.9, 0.1], [0.9, 0.9]]], or {"CLASS": such a list}'
 CLASS = "{clsname}"  # in a path: the class's name
@@ -73,13 +74,20 @@ class Roi:
         """H x W bool of `size`, the network's input. Raises UserError for a class without a region, or if no pixel is inside."""
         if (found := self.known.get((clsname, *size))) is not None:
             return found
-        inside = resize(self.mask(clsname) * np.uint8(255), size, Image.Resampling.BILINEAR) == 255
+        inside = self.part(clsname, size, WHOLE)
         if not inside.any():
             raise UserError(
                 f"dataset.roi: nothing of the region of '{clsname or 'all classes'}' is left at {size[0]} x {size[1]}"
             )
         self.known[(clsname, *size)] = inside
         return inside
+
+    def part(self, clsname: str | None, size: Sequence[int], box: Sequence[float]) -> np.ndarray:
+        """H x W bool of `size`: of a part of the photograph, see WHOLE."""
+        mask = self.mask(clsname)
+        sides = box * np.tile(mask.shape, 2)  # in pixels of the mask
+        corners = (sides[1], sides[0], sides[3], sides[2])
+        return resize(mask * np.uint8(255), size, Image.Resampling.BILINEAR, corners) == 255
 
 
 def decode(entry: Sequence[str]) -> tuple[str, np.ndarray]:

@@ -15,3 +15,4 @@ WIDTH = 2**14  # channels, hidden dimensions
 LAYERS = 256  # layers and heads
 SIDE = 8192  # pixels of a side of the network's input, of a map and of windows
 PIXELS = 2**28  # of an image, 16,384 x 16,384; dataset.image_reader.kwargs.max_pixels changes it
+TILES = 2**16  # of a photograph

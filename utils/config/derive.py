@@ -41,9 +41,24 @@ def check_data(config: dict[str, Any]) -> None:
         for name in needed:
             if not merged.get(name):
                 raise UserError(f"dataset.{split}.{name} is missing: a data set of type {merged['type']} needs it")
-        for name in ("class_name", "separate", "roi"):
+        for name in ("class_name", "separate", "roi", "tiles"):
             if merged.get(name) and merged["type"] != "custom":
-                raise UserError(f"dataset.{name} is for data sets of type custom, {merged['type']} has one class only")
+                raise UserError(f"dataset.{name} is for data sets of type custom, not {merged['type']}")
+    if config["dataset"]["tiles"]:
+        check_tiles(config)
+
+
+def check_tiles(config: dict[str, Any]) -> None:
+    """What overlaps must move on, and what is written for each image has no place for its tiles."""
+    data = config["dataset"]
+    size, overlap = data["tiles"]["size"], data["tiles"]["overlap"]
+    if overlap >= min(size):
+        raise UserError(f"dataset.tiles.overlap {overlap} must be less than the sides of a tile, {size}")
+    if any({**data, **data[split]}.get("crop") for split in ("train", "test")):
+        raise UserError("dataset.crop would cut the edges of each tile: leave it out, or dataset.tiles")
+    for subnet in config["net"]:
+        if subnet["kwargs"].get("save_recon"):
+            raise UserError(f"net.{subnet['name']}.kwargs.save_recon is for whole images, not for dataset.tiles: leave one out")
 
 
 def check_training(config: dict[str, Any]) -> None:

@@ -142,6 +142,11 @@ class ColorJitter(Section):
     prob: Number = key("train: probability of each of the four adjustments", 0.5, ge=0, le=1)
 
 
+class TileKeys(Section):
+    size: Size = key("size of a tile in pixels of the photograph; it is resized to input_size")
+    overlap: Int = key("pixels that neighbours share at least; less than the tile's sides", ge=0)
+
+
 class DatasetKeys(Section):
     meta_file: PathText | None = key("custom: the JSON-lines list of images; stands in train and test", None)
     class_name: Text | None = key("custom: use only the images of this class; none: of all classes", None)
@@ -197,6 +202,9 @@ class Dataset(DatasetKeys):
         "custom: only this part of a photograph counts: a mask file, or a .json of polygons; {clsname} in the path is each class "
         "(ours)",
         None,
+    )
+    tiles: TileKeys | None = Field(
+        None, description="custom: photographs are cut into tiles, and the tiles' maps joined (ours); none: do not"
     )
     train: DatasetPart = section()
     test: DatasetPart = section()

@@ -3,7 +3,7 @@
 import math
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path, PurePath
@@ -15,6 +15,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from datasets.loading import ImageLoader
+from datasets.roi import WHOLE, Roi
+from datasets.tiled import TileDataset, tiles_of
+from datasets.tiles import Layout
 from models.necks import MFCN
 from models.reconstructions.uniad import enlarge
 from utils.errors import UserError
@@ -30,6 +33,7 @@ from utils.process.skipped import report_skipped
 GALLERY = "report_gallery"  # of the result folder: the pictures in its report
 INTERVALS = "intervals.json"  # of the result folder: see utils.evaluation.intervals
 REGIONS, REGION_RATES = "regions.csv", "region_rates.json"  # of the result folder: see utils.evaluation.region_rates
+AT_ONCE = 64  # maps of tiles in memory
 DEFECT = "defect_percent"  # column of scores.csv: the share of the image, of what is inspected, that its mask marks
 
 
@@ -38,19 +42,21 @@ class Evaluation:
     """The outputs of a network on a test set, in the data set's order.
 
     Of an anomaly map its small grid of distances is kept, which says everything, and of a mask its bits; `map` and `mask` give
-    them at full size, one at a time.
+    them at full size, one at a time. Where photographs are cut into tiles, they join those of the tiles.
     """
 
     size: tuple[int, int]  # H, W of the network's maps
     indices: np.ndarray  # N, position in the data set
-    grids: np.ndarray  # N x h x w float32, distances
-    packed_masks: np.ndarray  # N of bytes, see pack_masks
+    grids: np.ndarray  # N x h x w float32, distances; with layouts N of T x h x w, of T tiles
+    packed_masks: np.ndarray  # N of bytes, see pack_masks; with layouts N lists of T of them
     labels: np.ndarray  # N of {0, 1}
     losses: np.ndarray  # N, the loss of the image's batch
     clsnames: np.ndarray  # N texts
     filenames: np.ndarray  # N texts
     form: MapForm = PLAIN  # how maps are finished, and masks with them
     insides: dict[str, np.ndarray] = field(default_factory=dict)  # regions of interest by class, HxW bool as maps; else all
+    layouts: Sequence[Layout] = ()  # N, of photographs that are cut into tiles, whose region of interest is in `roi`
+    roi: Roi | None = None
 
     def __post_init__(self) -> None:
         self.known_scores: dict[ScoreKey, np.ndarray] = {}
@@ -61,26 +67,57 @@ class Evaluation:
     @classmethod
     def join(cls, parts: Sequence["Evaluation"]) -> "Evaluation":
         """All parts as one, in the data set's order."""
-        columns = [column.name for column in fields(cls) if column.name not in ("size", "form", "insides")]
+        columns = [column.name for column in fields(cls) if column.name not in ("size", "form", "insides", "layouts", "roi")]
         joined = {name: np.concatenate([getattr(part, name) for part in parts]) for name in columns}
         order = np.argsort(joined["indices"])
         ordered = {name: values[order] for name, values in joined.items()}
         return cls(parts[0].size, **ordered, form=parts[0].form, insides=parts[0].insides)
 
+    def of_photographs(self, tiles: TileDataset) -> "Evaluation":
+        """The photographs, of an evaluation of their tiles. Raises UserError for one of which only some tiles were read."""
+        numbers = np.array(tiles.photographs)[self.indices]
+        photographs, first, counts = np.unique(numbers, return_index=True, return_counts=True)
+        layouts = [tiles.layouts[number] for number in photographs]
+        for layout, count, start in zip(layouts, counts, first, strict=True):
+            if count != len(layout.places):
+                raise UserError(f"{self.filenames[start]}: only {count} of its {len(layout.places)} tiles could be read")
+        grids, masks = (np.empty(len(first), object) for _ in range(2))
+        for position, (start, count) in enumerate(zip(first, counts, strict=True)):
+            grids[position] = self.grids[start : start + count]
+            masks[position] = self.packed_masks[start : start + count].tolist()
+        columns = {name: getattr(self, name)[first] for name in ("labels", "clsnames", "filenames")}
+        losses = np.add.reduceat(self.losses, first) / counts
+        more = {"form": self.form, "layouts": layouts, "roi": tiles.roi}
+        return Evaluation(self.size, photographs, grids, masks, losses=losses, **columns, **more)
+
     @property
-    def map_size(self) -> tuple[int, int]:
-        """H, W of maps and masks."""
+    def tile_size(self) -> tuple[int, int]:
+        """H, W of what the network's maps become, and masks with them."""
         return self.form.size or self.size
+
+    def map_size(self, position: int) -> tuple[int, int]:
+        """H, W of a map and a mask."""
+        return self.layouts[position].joined_size(self.tile_size) if self.layouts else self.tile_size
 
     def map(self, position: int) -> np.ndarray:
         """The anomaly map, HxW float32: what the network gave as `pred`, finished; 0 outside of the region of interest."""
-        anomaly_map = self.form(enlarge(torch.from_numpy(self.grids[position])[None, None], self.size))[0, 0].numpy()
+        if self.layouts:
+            anomaly_map = self.layouts[position].join(self._finished(self.grids[position]), self.tile_size)
+        else:
+            anomaly_map = next(self._finished(self.grids[position, None]))
         inside = self.inside(position)
         return anomaly_map if inside is None else np.where(inside, anomaly_map, np.float32(0))
 
+    def _finished(self, grids: np.ndarray) -> Iterator[np.ndarray]:
+        """Each map, HxW, of grids Bxhxw; a few at a time are in memory."""
+        for start in range(0, len(grids), AT_ONCE):
+            part = torch.from_numpy(grids[start : start + AT_ONCE])[:, None]
+            yield from self.form(enlarge(part, self.size))[:, 0].numpy()
+
     def inside(self, position: int) -> np.ndarray | None:
         """The region of interest, HxW bool; None: all."""
-        return self.insides.get(self.clsnames[position])
+        clsname = self.clsnames[position]
+        return self.roi.part(clsname, self.map_size(position), WHOLE) if self.roi else self.insides.get(clsname)
 
     def inspected(self, position: int) -> float:
         """The share of the image that is inspected."""
@@ -89,10 +126,10 @@ class Evaluation:
 
     def mask(self, position: int) -> np.ndarray:
         """HxW uint8 of {0, 1}."""
-        if not self.packed_masks[position]:
-            return np.zeros(self.map_size, np.uint8)
-        bits = np.frombuffer(self.packed_masks[position], np.uint8)
-        return np.unpackbits(bits, count=math.prod(self.map_size)).reshape(self.map_size)
+        packed = self.packed_masks[position]
+        if not self.layouts:
+            return unpack_mask(packed, self.tile_size)
+        return self.layouts[position].join_masks((unpack_mask(one, self.tile_size) for one in packed), self.tile_size)
 
     @cached_property
     def limits(self) -> tuple[float, float]:
@@ -120,6 +157,13 @@ def pack_masks(masks: np.ndarray) -> np.ndarray:
     return np.array([bits.tobytes() if bits.any() else b"" for bits in packed], dtype=object)
 
 
+def unpack_mask(packed: bytes, size: tuple[int, int]) -> np.ndarray:
+    """A mask of pack_masks, HxW uint8 of {0, 1}."""
+    if not packed:
+        return np.zeros(size, np.uint8)
+    return np.unpackbits(np.frombuffer(packed, np.uint8), count=math.prod(size)).reshape(size)
+
+
 @torch.no_grad()
 def evaluate(
     network: nn.Module,
@@ -134,10 +178,11 @@ def evaluate(
 
     Returns the whole set's outputs in every process, all of which must call it. With `recon_dir`, reconstructed features are
     saved there as <class>/<kind>/<name>.npy, Cxhxw float32, not standardised. Images that the loader skips are in a line of the
-    log and nowhere else. Raises UserError naming the image for a map that is not finite, and where all images were skipped.
+    log and nowhere else. Of a data set of tiles the result is of its photographs. Raises UserError naming the image for a map
+    that is not finite, and where all images were skipped.
     """
     network.eval()
-    parts, data = [], loader.dataset
+    parts, data, tiles = [], loader.dataset, tiles_of(loader.dataset)
     regions = {name: data.seen_inside(name) for name in set(data.clsnames)}
     insides = {name: form.inside(inside) for name, inside in regions.items() if inside is not None}
     names = feature_names(loader.dataset.filenames, loader.dataset.clsnames) if recon_dir is not None else []
@@ -169,7 +214,8 @@ def evaluate(
     report_skipped(loader, process, "evaluation")
     if not (joined := [part for share in gather_everywhere(parts, process) for part in share]):
         raise UserError(f"no image of the test set can be read, of {len(loader.dataset)}: see the log")
-    return Evaluation.join(joined)
+    evaluation = Evaluation.join(joined)
+    return evaluation.of_photographs(tiles) if tiles else evaluation
 
 
 def save_reconstructions(feature_rec: Tensor, folder: str | Path, names: Sequence[PurePath]) -> None:
@@ -183,12 +229,15 @@ def compute_metrics(evaluation: Evaluation, metrics: dict[str, Any], process: Pr
     wanted = wanted_metrics(metrics)
     scores = evaluation.scores(image_keys(wanted), process)
     classes = [clsname for clsname, _ in Counter(evaluation.clsnames.tolist()).most_common()]
+
+    def read(i: int) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        return evaluation.map(i), evaluation.mask(i), evaluation.inside(i)
+
     values = {}
     for clsname in classes[process.rank :: process.world_size]:  # each process has large ones and small ones
         chosen = np.flatnonzero(evaluation.clsnames == clsname)
-        values[clsname] = evaluate_class(
-            chosen, lambda i: (evaluation.map(i), evaluation.mask(i), evaluation.inside(i)), evaluation.labels, scores, wanted
-        )
+        pixels = sum(math.prod(evaluation.map_size(i)) for i in chosen)
+        values[clsname] = evaluate_class(chosen, read, evaluation.labels, scores, wanted, pixels)
     rows = {c: v for share in gather_everywhere(values, process) for c, v in share.items()}
     return Results.of([(name, kind) for kind, (name, _) in wanted], rows)
 

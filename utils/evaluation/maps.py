@@ -1,6 +1,5 @@
 """How an anomaly map is finished: the same in evaluation, in prediction and in an exported file."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -50,8 +49,3 @@ def smooth(maps: Tensor, sigma: float) -> Tensor:
     weights = torch.exp(-(offsets**2) / (2 * sigma**2))
     kernel = weights[:, None] * weights[None, :]
     return F.conv2d(maps, (kernel / kernel.sum())[None, None], padding=WINDOW // 2)
-
-
-def top_count(pixels: int, share: float) -> int:
-    """How many pixels the score `top` is the mean of: at least one."""
-    return max(1, math.floor(pixels * share))

@@ -5,6 +5,7 @@ course only at their scores: in between, nothing but false positives are added. 
 taken at the scores of the positives.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,6 @@ import cv2
 import numpy as np
 
 from utils.errors import UserError
-from utils.evaluation.maps import top_count
 from utils.evaluation.results import Results
 
 AUPRO_LIMIT = 0.3  # false-positive rate up to which the per-region overlap is integrated
@@ -106,6 +106,11 @@ def aupro(ranking: Ranking) -> float:
 METRICS = {"auc": auroc, "ap": average_precision, "f1max": f1_max, "aupro": aupro}
 
 
+def top_count(pixels: int, share: float) -> int:
+    """How many pixels the score `top` is the mean of: at least one."""
+    return max(1, math.floor(pixels * share))
+
+
 def image_score(
     anomaly_map: np.ndarray, name: str, option: Sequence[int] | float | None = None, inside: np.ndarray | None = None
 ) -> np.floating:
@@ -182,7 +187,8 @@ def evaluate_maps(
     values = {}
     for clsname in set(clsnames.tolist()):
         chosen = np.flatnonzero(clsnames == clsname)
-        values[clsname] = evaluate_class(chosen, lambda index: (maps[index], masks[index], None), labels, scores, wanted)
+        pixels = sum(maps[index].size for index in chosen)
+        values[clsname] = evaluate_class(chosen, lambda index: (maps[index], masks[index], None), labels, scores, wanted, pixels)
     return Results.of([(name, kind) for kind, (name, _) in wanted], values).numbers()
 
 
@@ -208,15 +214,16 @@ def evaluate_class(
     labels: np.ndarray,
     scores: Mapping[ScoreKey, np.ndarray],
     wanted: Sequence[tuple[str, ScoreKey]],
+    pixels: int,
 ) -> list[float]:
     """The numbers of one class, as in `wanted`; what needs the same ranking shares it.
 
     chosen: positions of the class's images; read: see rank_pixels, of the image at a position; labels: N; scores: N of each
-    image score in `wanted`.
+    image score in `wanted`; pixels: of the class's maps together.
     """
     rankings = {key: rank_images(values[chosen], labels[chosen]) for key, values in scores.items()}
     if any(key == PIXEL for _, key in wanted):
-        rankings[PIXEL] = rank_pixels(map(read, chosen), labels[chosen])
+        rankings[PIXEL] = rank_pixels(map(read, chosen), labels[chosen], pixels)
     return [float("nan") if rankings[key] is None else float(METRICS[kind](rankings[key])) for kind, key in wanted]
 
 
@@ -228,15 +235,17 @@ def rank_images(scores: np.ndarray, labels: np.ndarray) -> Ranking | None:
     return rank(scores[~defective], scores[defective], np.ones(np.count_nonzero(defective), np.int64))
 
 
-def rank_pixels(images: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray | None]], labels: np.ndarray) -> Ranking | None:
-    """images: n maps, masks and regions of interest (None: all), HxW, of one class; labels: n.
+def rank_pixels(
+    images: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray | None]], labels: np.ndarray, pixels: int
+) -> Ranking | None:
+    """images: n maps, masks and regions of interest (None: all), HxW, of one class; labels: n; pixels: of all maps together.
 
     None where the masks that count are all empty or all full.
     """
     negatives, count, positives, areas = np.empty(0), 0, [], []
     for (anomaly_map, mask, inside), label in zip(images, labels, strict=True):
-        if not len(negatives):  # room for all pixels, once their number and type are known; what stays unused takes no memory
-            negatives = np.empty(len(labels) * anomaly_map.size, anomaly_map.dtype)
+        if not len(negatives):  # room for all pixels, once their type is known; what stays unused takes no memory
+            negatives = np.empty(pixels, anomaly_map.dtype)
         mask = mask != 0
         if mask.any():
             positives.append(anomaly_map[mask])

@@ -12,7 +12,7 @@ import numpy as np
 from datasets.images import shrink
 from utils.errors import UserError
 from utils.predict.inputs import Item
-from utils.predict.predictor import Predictor
+from utils.predict.predictor import Predictor, Prepared
 
 
 @dataclass
@@ -22,12 +22,12 @@ class Result:
     file: str
     error: str | None = None  # with an error the other fields mean nothing
     latency: float = 0.0  # seconds: reading and resizing it, and its share of its batch's time in the network
-    prepared: np.ndarray | None = None  # H x W x 3 uint8, the engine's input
+    prepared: Prepared | None = None  # the engine's input, until it has been scored
     size: tuple[int, int] = (0, 0)  # h, w of the original
     picture: np.ndarray | None = None  # uint8 RGB for drawing, the original or smaller
-    inside: np.ndarray | None = None  # H x W bool, the region of interest; None: all
+    inside: np.ndarray | None = None  # H x W bool, the map's region of interest; None: all
     score: float = 0.0
-    anomaly_map: np.ndarray | None = None  # H x W float32, of the network's input size
+    anomaly_map: np.ndarray | None = None  # H x W float32, as the network gives it, or joined from those of tiles
 
     @property
     def inspected(self) -> float:
@@ -41,7 +41,10 @@ def predict_batches(
     """The results of the items, in order, batch by batch.
 
     longest: pixels of the longer side of `picture`, 0: no picture. ahead: images that are read before they are needed.
+    Photographs in tiles, which may be large, go one at a time, and the next is read.
     """
+    if predictor.engine.tiles:
+        batch_size, ahead = 1, min(1, ahead if ahead is not None else 1)
     results = read_ahead(predictor, items, workers, longest, batch_size + workers if ahead is None else ahead)
     while batch := list(islice(results, batch_size)):
         score_batch(predictor, batch)
@@ -64,13 +67,12 @@ def read_item(predictor: Predictor, item: Item, longest: int) -> Result:
     started = time.perf_counter()
     try:
         rgb = item.read()  # h x w x 3
-        inside = predictor.inside(item.class_name)
+        prepared = predictor.prepare(rgb, item.class_name)
     except UserError as error:
         return Result(item.file, str(error))
-    prepared = predictor.prepare(rgb)
     latency = time.perf_counter() - started
     picture = shrink(rgb, longest) if longest else None
-    return Result(item.file, None, latency, prepared, rgb.shape[:2], picture, inside)
+    return Result(item.file, None, latency, prepared, rgb.shape[:2], picture)
 
 
 def score_batch(predictor: Predictor, batch: list[Result]) -> None:
@@ -79,10 +81,10 @@ def score_batch(predictor: Predictor, batch: list[Result]) -> None:
     if not good:
         return
     started = time.perf_counter()
-    scores, maps = predictor.engine(np.stack([result.prepared for result in good]), [result.inside for result in good])
+    scored = predictor.score([result.prepared for result in good])
     share = (time.perf_counter() - started) / len(good)
-    for result, score, anomaly_map in zip(good, scores, maps, strict=True):
-        result.score, result.anomaly_map = float(score), anomaly_map
+    for result, (result.score, result.anomaly_map, result.inside) in zip(good, scored, strict=True):
+        result.prepared = None
         result.latency += share
-        if not (np.isfinite(score) and np.isfinite(anomaly_map).all()):
+        if not (np.isfinite(result.score) and np.isfinite(result.anomaly_map).all()):
             result.error = "its anomaly map holds values that are not finite"

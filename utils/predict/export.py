@@ -10,6 +10,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,7 @@ from datasets.lists import read_list
 from datasets.roi import ALL, Roi
 from utils.config import to_plain
 from utils.errors import UserError
-from utils.evaluation.maps import top_count
-from utils.evaluation.metrics import TOP_SHARE
+from utils.evaluation.metrics import TOP_SHARE, top_count
 from utils.files import write_atomically
 from utils.predict.bundle import check_bundle_folder, write_bundle
 from utils.predict.onnx_engine import FORMAT_VERSION, OnnxEngine, import_package
@@ -54,8 +54,7 @@ class ImageToMap(nn.Module):
         self.register_buffer("gray", torch.tensor(GRAY))
         self.has_roi = inside is not None
         if inside is not None:
-            fill = engine.transform.fill[::-1] if self.color_mode == "BGR" else engine.transform.fill  # as the input: RGB
-            self.register_buffer("fill", torch.from_numpy(fill.copy()))
+            self.register_buffer("fill", torch.from_numpy(engine.fill.copy()))
             self.register_buffer("inside", torch.from_numpy(inside)[..., None])  # H x W x 1
             self.register_buffer("inside_map", torch.from_numpy(self.form.inside(self.transform.middle(inside))))
         self.eval()
@@ -155,12 +154,14 @@ def checked_file(
     """
     engine.precision = torch.float32
     dataset = to_plain(engine.config.dataset)
-    inside = Predictor(engine, class_name).inside()
-    images, kind = sample_images(engine, dataset)
+    predictor = Predictor(engine, class_name)
+    predictor.check_class()
+    inside = engine.roi.inside(class_name, engine.input_size) if engine.roi and not engine.tiles else None
+    images, kind = sample_images(predictor, dataset)
     inputs = images if input == "uint8" else images.astype(np.float32) / 255
     example = torch.from_numpy(np.repeat(inputs[:1], 2, axis=0))  # exporters treat a batch of one as a constant
     metadata = metadata_of(engine, dataset)
-    metadata["roi"] = None if inside is None else Roi({class_name or ALL: inside}).to_list()
+    metadata["roi"] = Roi({class_name or ALL: engine.roi.mask(class_name)}).to_list() if engine.roi else None
     data, run = WRITERS[format](ImageToMap(engine, inside), example, metadata)
     deviation = compare(engine(images, [inside] * len(images)), run, inputs)
     if not deviation <= TOLERANCE:
@@ -179,9 +180,12 @@ def metadata_of(engine: TorchEngine, dataset: dict[str, Any]) -> dict[str, Any]:
         "color_mode": engine.color_mode,
         "resample": engine.resample,
         "score": engine.score,
+        "score_option": engine.score_key[1],
         "calibration": engine.calibration and engine.calibration.to_dict(),
         "classes": sorted(engine.memory.classes) if engine.memory else known_classes(dataset),
         "epoch": engine.epoch,
+        "fill": engine.fill.tolist(),
+        "tiles": asdict(engine.tiles) if engine.tiles else None,
     }
 
 
@@ -198,17 +202,20 @@ def known_classes(dataset: dict[str, Any]) -> list[str]:
         return []
 
 
-def sample_images(engine: TorchEngine, dataset: dict[str, Any]) -> tuple[np.ndarray, str]:
-    """Up to CHECKED images of the test set, or random ones if it is gone, as the engine takes them; and their kind in words."""
+def sample_images(predictor: Predictor, dataset: dict[str, Any]) -> tuple[np.ndarray, str]:
+    """Up to CHECKED images of the test set, or random ones if it is gone, as the engine takes them; and their kind in words.
+
+    Of a photograph in tiles it is one tile.
+    """
     try:
         data = build_dataset(dataset, "test")
         chosen = np.linspace(0, len(data) - 1, min(CHECKED, len(data))).astype(int)
         pictures, kind = [data.read_rgb(index) for index in chosen], "test images"
     except UserError:
-        size = (CHECKED, *engine.input_size, 3)
+        size = (CHECKED, *predictor.engine.input_size, 3)
         pictures, kind = np.random.default_rng(0).integers(0, 256, size, dtype=np.uint8), "random images"
-    predictor = Predictor(engine)
-    return np.stack([predictor.prepare(rgb) for rgb in pictures]), kind
+    prepared = [predictor.prepare(rgb).images for rgb in pictures]
+    return np.stack([images[number % len(images)] for number, images in enumerate(prepared)]), kind
 
 
 def compare(expected: tuple[np.ndarray, np.ndarray], run: Run, images: np.ndarray) -> float:

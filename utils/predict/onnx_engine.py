@@ -11,12 +11,14 @@ import numpy as np
 
 from datasets.images import COLOR_MODES, RESAMPLE
 from datasets.roi import Roi
+from datasets.tiles import Tiles
 from utils.errors import UserError
 from utils.evaluation.calibration import Calibration
+from utils.evaluation.metrics import ScoreKey
 from utils.limits import SIDE
 from utils.reading import parse_json
 
-FORMAT_VERSION = 1  # of an exported file's inputs, outputs and metadata
+FORMAT_VERSION = 2  # of an exported file's inputs, outputs and metadata
 OUTPUTS = {"score": 1, "map": 3}  # with their dimensions
 INPUTS = ("tensor(uint8)", "tensor(float)")
 
@@ -25,14 +27,34 @@ def is_size(value: Any) -> bool:
     return isinstance(value, list) and len(value) == 2 and all(type(side) is int and 1 <= side <= SIDE for side in value)
 
 
+def is_option(value: Any) -> bool:
+    """A window or a share of a score."""
+    return value is None or is_size(value) or (isinstance(value, float) and 0 <= value <= 1)
+
+
+def is_tiles(value: Any) -> bool:
+    """None, or a size and an overlap that is less than its sides."""
+    if value is None:
+        return True
+    is_complete = isinstance(value, dict) and value.keys() == {"size", "overlap"} and is_size(value["size"])
+    return is_complete and type(value["overlap"]) is int and 0 <= value["overlap"] < min(value["size"])
+
+
+def is_colour(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 3 and all(type(part) is int and 0 <= part <= 255 for part in value)
+
+
 METADATA: dict[str, Callable[[Any], bool]] = {  # entries beside the version, and what they may be
     "input_size": is_size,
     "color_mode": lambda value: value in COLOR_MODES,
     "resample": lambda value: isinstance(value, str) and value in RESAMPLE,
     "score": lambda value: value in ("mean", "std", "max", "top"),
+    "score_option": is_option,
     "calibration": lambda value: value is None,
     "classes": lambda value: isinstance(value, list) and all(isinstance(name, str) for name in value),
     "roi": lambda value: value is None,
+    "fill": is_colour,
+    "tiles": is_tiles,
     "epoch": lambda value: value is None or type(value) is int,
 }
 
@@ -61,10 +83,14 @@ class OnnxEngine:
         self.color_mode: str = metadata["color_mode"]
         self.resample: str = metadata["resample"]
         self.score: str = metadata["score"]
+        option = metadata["score_option"]
+        self.score_key: ScoreKey = self.score, tuple(option) if isinstance(option, list) else option
         self.classes: list[str] = metadata["classes"]
         self.calibration: Calibration | None = metadata["calibration"]
         self.epoch: int | None = metadata["epoch"]
         self.roi: Roi | None = metadata["roi"]
+        self.fill = np.array(metadata["fill"], np.uint8)
+        self.tiles = Tiles.of(metadata["tiles"])
         image, self.name = check_graph(self.session, self.input_size, name), name
         self.takes_uint8 = image.type == "tensor(uint8)"
         batch_size = image.shape[0]  # another tool may have fixed it
@@ -115,7 +141,7 @@ def read_metadata(entries: dict[str, str], name: str) -> dict[str, Any]:
     values = {}
     for key, is_valid in METADATA.items():
         try:
-            values[key] = parse_json(entries.get(key, "null") if key == "roi" else entries[key])  # files of before have none
+            values[key] = parse_json(entries[key])
             if key == "calibration" and values[key] is not None:
                 values[key] = Calibration.from_dict(values[key])
             elif key == "roi" and isinstance(values[key], list):

@@ -7,6 +7,8 @@ An Engine runs the network. Only the engine of a checkpoint imports torch; an ex
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Protocol
 
@@ -14,9 +16,13 @@ import cv2
 import numpy as np
 
 from datasets.images import RESAMPLE, Picture, convert_color, resize, to_rgb
-from datasets.roi import Roi
+from datasets.roi import WHOLE, Roi
+from datasets.tiles import Layout, Tiles
 from utils.errors import UserError
 from utils.evaluation.calibration import Calibration
+from utils.evaluation.metrics import ScoreKey, image_score
+
+TILES = 8  # that go through the engine together
 
 
 class Engine(Protocol):
@@ -26,15 +32,28 @@ class Engine(Protocol):
     color_mode: str  # RGB, BGR or GRAY: how the network was trained
     resample: str  # bilinear or lanczos: how images are resized to input_size
     score: str  # name of the image score: mean, std, max or top
+    score_key: ScoreKey  # with its window or share
     calibration: Calibration | None  # thresholds of that score
     roi: Roi | None  # what is inspected; None: everything
+    tiles: Tiles | None  # how photographs are cut; None: they are not
+    fill: np.ndarray  # the colour outside of the region of interest, 3 uint8 RGB
 
     def __call__(self, images: np.ndarray, insides: Sequence[np.ndarray | None] | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Scores, B, and anomaly maps, B x H x W float32.
 
         images: B x H x W x 3 uint8 RGB of `input_size`, also for BGR; for GRAY the three channels are equal. insides: of each the
-        region of interest, H x W bool; None: all.
+        region of interest, H x W bool; None: all. Tiles have theirs painted over before.
         """
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A photograph as the engine takes it."""
+
+    images: np.ndarray  # n x H x W x 3 uint8: the photograph, or its tiles
+    inside: np.ndarray | None = None  # the photograph's region of interest, H x W bool; None: all, or it is cut into tiles
+    layout: Layout | None = None  # of its tiles
+    class_name: str | None = None  # whose region of interest tiles have
 
 
 class Predictor:
@@ -84,26 +103,58 @@ class Predictor:
         scores, maps = [], []
         for start in range(0, len(image), batch_size):
             pictures = [to_rgb(picture) for picture in image[start : start + batch_size]]
-            inside = self.inside()
-            batch = self.engine(np.stack([self.prepare(rgb) for rgb in pictures]), [inside] * len(pictures))
-            for rgb, score, anomaly_map in zip(pictures, *batch, strict=True):
+            results = self.score([self.prepare(rgb) for rgb in pictures])
+            for rgb, (score, anomaly_map, inside) in zip(pictures, results, strict=True):
                 if not np.isfinite(anomaly_map).all():
                     number = len(scores) + 1
                     raise UserError(f"image {number} of {len(image)}: its anomaly map holds values that are not finite")
-                scores.append(float(score))
+                scores.append(score)
                 maps.append(whole_map(anomaly_map, rgb.shape[:2], inside))
         return scores, maps
 
-    def inside(self, class_name: str | None = None) -> np.ndarray | None:
-        """The region of interest, H x W bool of the engine's input size; None: everything. UserError for a class without one."""
-        roi = self.engine.roi
-        return roi.inside(class_name or self.class_name, self.engine.input_size) if roi else None
+    def check_class(self, class_name: str | None = None) -> None:
+        """Raises UserError for a class without a region of interest, where each class has one."""
+        if roi := self.engine.roi:
+            roi.mask(class_name or self.class_name)
 
-    def prepare(self, rgb: np.ndarray) -> np.ndarray:
-        """h x w x 3 uint8 RGB as the engine takes it, H x W x 3."""
-        if self.engine.color_mode == "GRAY":  # before resizing, as in training
+    def prepare(self, rgb: np.ndarray, class_name: str | None = None) -> Prepared:
+        """A photograph, h x w x 3 uint8 RGB, of a class. UserError for a class without a region of interest."""
+        engine, roi, class_name = self.engine, self.engine.roi, class_name or self.class_name
+        size, resample = engine.input_size, RESAMPLE[engine.resample]
+        if engine.color_mode == "GRAY":  # before resizing, as in training
             rgb = convert_color(rgb, "GRAY")
-        return resize(rgb, self.engine.input_size, RESAMPLE[self.engine.resample])
+        if engine.tiles is None:
+            inside = roi.inside(class_name, size) if roi else None
+            return Prepared(resize(rgb, size, resample)[None], inside)
+        layout = engine.tiles.layout(rgb.shape[:2]).inspected(roi, class_name, size)
+        images = np.empty((len(layout.places), *size, 3), np.uint8)
+        for number in range(len(images)):
+            images[number] = resize(layout.cut(rgb, number), size, resample)
+            if roi:
+                images[number][~layout.inside(roi, class_name, number, size)] = engine.fill
+        return Prepared(images, None, layout, class_name)
+
+    def score(self, batch: Sequence[Prepared]) -> list[tuple[float, np.ndarray, np.ndarray | None]]:
+        """Of each photograph score, map and region of interest, both H x W: float32, and bool or None, as in `whole_map`.
+
+        Photographs go through the engine together, tiles a few at a time.
+        """
+        if self.engine.tiles is not None:
+            return [self._join(prepared) for prepared in batch]
+        insides = [prepared.inside for prepared in batch]
+        scores, maps = self.engine(np.concatenate([prepared.images for prepared in batch]), insides)
+        return [(float(score), one, inside) for score, one, inside in zip(scores, maps, insides, strict=True)]
+
+    def _join(self, prepared: Prepared) -> tuple[float, np.ndarray, np.ndarray | None]:
+        batches = (prepared.images[start : start + TILES] for start in range(0, len(prepared.images), TILES))
+        maps = chain.from_iterable(self.engine(batch)[1] for batch in batches)
+        first = next(maps)
+        anomaly_map = prepared.layout.join(chain([first], maps), first.shape)
+        inside = None
+        if roi := self.engine.roi:
+            inside = roi.part(prepared.class_name, anomaly_map.shape, WHOLE)
+            anomaly_map[~inside] = 0
+        return float(image_score(anomaly_map, *self.engine.score_key, inside)), anomaly_map, inside
 
 
 def whole_map(anomaly_map: np.ndarray, size: Sequence[int], inside: np.ndarray | None) -> np.ndarray:

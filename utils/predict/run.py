@@ -48,7 +48,7 @@ def predict_into(out: str | Path, checkpoint: str | Path, predictor: Predictor, 
 
     checkpoint: the predictor's file. Raises UserError if no image has a score in the end.
     """
-    predictor.inside()  # before anything is written: a class without a region of interest
+    predictor.check_class()  # before anything is written: a class without a region of interest
     region = f" in the region of {predictor.class_name}" if predictor.class_name and predictor.engine.roi else ""
     inputs = watch_folder(given) if options.watch else find_inputs(given, out)
     settings = {

@@ -12,6 +12,7 @@ from easydict import EasyDict
 from torch import Tensor
 
 from datasets.roi import Roi
+from datasets.tiles import Tiles
 from datasets.transforms import Transform
 from models import build_network, find_memory
 from utils.config import load_config, stored_config, to_plain
@@ -65,6 +66,8 @@ class TorchEngine:
         normalisation = (data.input_size, data.pixel_mean, data.pixel_std)
         self.transform = Transform(*normalisation, color_mode=self.color_mode, crop=data.get("crop"))
         self.roi = Roi.read(to_plain(data.roi)) if data.get("roi") else None
+        self.tiles = Tiles.of(data.get("tiles"))
+        self.fill = self.transform.fill[::-1] if self.color_mode == "BGR" else self.transform.fill
         self.form = MapForm.of(self.config.evaluator)
         self.calibration = calibration_of(path) if score is None else None
         calibrated = self.calibration.score if self.calibration else None

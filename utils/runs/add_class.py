@@ -8,6 +8,7 @@ import torch
 
 from datasets.base import ImageDataset
 from datasets.build import build_dataset
+from datasets.tiled import in_tiles
 from models.losses import Criterion
 from utils.config import to_plain
 from utils.errors import UserError
@@ -57,7 +58,7 @@ def add_classes(
     total = len(new) * (tokens or max(1, len(memory.tokens) // len(there)))
     config = to_plain(engine.config)
     filler = MemoryFiller(engine.network, torch.nn.Identity(), config, process, config.get("random_seed") or 0)
-    samples = filler.gather(build_loader(data, engine.config, "test", process), total, StopSignals())
+    samples = filler.gather(build_loader(in_tiles(data), engine.config, "test", process), total, StopSignals())
     memory.fill(samples, total, filler.seed)
     save_checkpoint(out, {**content, "state_dict": network_state(engine.network)})
     lines = [f"{out}: {', '.join(new)} added from {len(data)} images; the memory has {len(memory.tokens)} tokens"]
@@ -89,7 +90,7 @@ def evaluate_test_set(engine: TorchEngine, process: Process) -> Evaluation | Non
     except UserError as error:
         log.info("%s", error)
         return None
-    loader = build_loader(data, engine.config, "test", process)
+    loader = build_loader(in_tiles(data), engine.config, "test", process)
     return evaluate(
         engine.network, loader, Criterion(engine.config.criterion), process, precision=engine.precision, form=engine.form
     )

@@ -10,6 +10,7 @@ from easydict import EasyDict
 
 from datasets.base import ImageDataset
 from datasets.build import build_dataset
+from datasets.tiled import in_tiles
 from models import build_network
 from models.losses import Criterion
 from utils.config import to_plain
@@ -39,7 +40,7 @@ def evaluate_checkpoint(config: EasyDict, process: Process) -> None:
     network = build_network(config.net, with_pretrained=False).to(process.device)
     load_network_state(network, content["state_dict"], config.saver.load_path)
     test_set = build_dataset(config.dataset, "test")
-    loader = build_loader(test_set, config, "test", process)
+    loader = build_loader(in_tiles(test_set), config, "test", process)
     warn_of_new_classes(content.get("history", []), test_set.clsnames, config.saver.load_path)
     log.info(
         "%s, epoch %s; %d test images; %s", config.saver.load_path, content.get("epoch"), len(test_set), describe_process(process)

@@ -8,9 +8,11 @@ from typing import Any
 
 from easydict import EasyDict
 
+from datasets.base import ImageDataset
 from datasets.build import build_dataset
 from datasets.lists import read_list
 from datasets.roi import Roi
+from datasets.tiled import in_tiles, tiles_of
 from models import build_network
 from models.losses import Criterion
 from utils.config import to_plain
@@ -37,19 +39,20 @@ def train(config: EasyDict, process: Process, overwrite: bool = False) -> None:
     """Train as configured, from a checkpoint or from the start. Every process must call it."""
     start = on_main(lambda: find_start(config.saver, overwrite), process)
     seed = seed_run(config, process)
-    train_set, test_set = build_dataset(config.dataset, "train", seed), None
+    train_set, test_set = in_tiles(build_dataset(config.dataset, "train", seed)), None
     fills = MEMORY in {subnet.type for subnet in config.net}
     train_set.training = not fills  # a memory sees each image once, in order, as evaluation does
     order = "test" if fills else "train"
     key, val_freq = config.evaluator.key_metric, config.trainer.val_freq_epoch
     if {**config.dataset, **config.dataset.test}["meta_file"] or config.dataset.type != "custom":
-        test_set = build_dataset(config.dataset, "test", seed)
+        test_set = in_tiles(build_dataset(config.dataset, "test", seed))
         check_key_metric(key, test_set.clsnames)
     else:
         log.info("no list of test images (dataset.test.meta_file): nothing is validated, the best checkpoint has the least loss")
         key = "loss"
     test_names = test_set.filenames if test_set else []
-    log.info("%d training images, %d test images; %s", len(train_set), len(test_names), describe_process(process))
+    counts = describe_count(train_set), describe_count(test_set)
+    log.info("%s training images, %s test images; %s", *counts, describe_process(process))
     both = sorted({*train_set.filenames} & {*test_names})
     if both and config.dataset.type == "custom":
         log.warning("%d test images are in training too, so results say little; the first is %s", len(both), both[0])
@@ -149,6 +152,12 @@ def is_trained(trainer: Trainer | MemoryFiller, steps: int) -> bool:
     longer = "" if has_end else "train longer with trainer.max_epoch, "
     log.info("nothing left to train: use it as it is, %sor start over with --overwrite", longer)
     return True
+
+
+def describe_count(data: ImageDataset | None) -> str:
+    """How many photographs, and tiles of them."""
+    tiles = tiles_of(data) if data else None
+    return f"{len(tiles.whole)} (in {len(tiles)} tiles)" if tiles else str(len(data or ()))
 
 
 def clear_run(config: EasyDict, process: Process) -> None:

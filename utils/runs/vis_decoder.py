@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from datasets.base import ImageDataset
 from datasets.build import build_dataset
 from datasets.lists import read_list
+from datasets.tiled import in_tiles
 from models import build_network
 from utils.config import load_config, to_plain
 from utils.errors import UserError
@@ -34,7 +35,7 @@ def train_decoder(config: EasyDict, process: Process, overwrite: bool = False) -
     check_net(config)
     start = on_main(lambda: find_start(config.saver, overwrite), process)
     seed = seed_run(config, process)
-    train_set = build_dataset({**config.dataset, "on_defective_train": "keep"}, "train", seed)
+    train_set = in_tiles(build_dataset({**config.dataset, "on_defective_train": "keep"}, "train", seed))
     train_loader = build_loader(train_set, config, "train", process, seed)
     checks = check_set(config)
     log.info("%s: %d training images; %s", config.dataset.class_name, len(train_set), describe_process(process))

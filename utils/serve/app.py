@@ -163,7 +163,7 @@ class Service:
     def rule(self, class_name: str | None) -> Rule:
         """Raises Refusal for a class without thresholds, or without a region of interest where each class has one."""
         try:
-            self.predictor.inside(class_name)
+            self.predictor.check_class(class_name)
             if self.calibration is None and (class_name is None or self.predictor.engine.roi):
                 return Rule()
             if self.calibration is None:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -164,9 +164,10 @@ class Builder:
             "images": hash_images(self.data),
             "on_bad_image": self.data.on_bad_image,  # where bad images stop a run, no row may be empty
         }
-        if self.data.insides and not self.of_images:
-            packed = [(name, np.packbits(inside).tobytes().hex()) for name, inside in sorted(self.data.insides.items())]
-            key["roi"] = hashlib.sha256(json.dumps(packed).encode()).hexdigest()
+        if self.data.roi and (self.data.tiles or not self.of_images):  # it decides which tiles there are
+            key["roi"] = hashlib.sha256(json.dumps(sorted(self.data.roi.to_list())).encode()).hexdigest()
+        if self.data.tiles:
+            key["tiles"] = asdict(self.data.tiles)
         if self.of_images:
             size, of_network = settings["input_size"], ("device", "precision", "reads", "net", "groups", "weights")
             key = {name: value for name, value in key.items() if name not in (*of_network, "pixel_mean", "pixel_std")}

@@ -132,7 +132,7 @@ def test_both_formats_hold_the_same_metadata(exported):
     extra = {METADATA: ""}
     torch.jit.load(exported["torchscript", "uint8"], _extra_files=extra)
     assert entries == json.loads(extra[METADATA])
-    assert entries["format_version"] == 1
+    assert entries["format_version"] == 2
     assert entries["input_size"] == [64, 64]
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from datasets.tiles import Tiles
 from tests.helpers import tiny
 from utils.config import load_config
 from utils.errors import UserError
@@ -169,17 +170,25 @@ def test_a_network_without_maps_and_an_unknown_device_are_said(checkpoint: Path,
 class Brightness:
     """An engine without a network: the map is the image's red channel, the score its mean."""
 
-    input_size, resample, score, calibration, roi = (4, 6), "bilinear", "mean", None, None
+    input_size, resample, score, score_key, calibration, roi = (4, 6), "bilinear", "mean", ("mean", None), None, None
 
-    def __init__(self, color_mode: str) -> None:
-        self.color_mode = color_mode
+    def __init__(self, color_mode: str, tiles: Tiles | None = None) -> None:
+        self.color_mode, self.tiles = color_mode, tiles
         self.seen: list[np.ndarray] = []
 
-    def __call__(self, images: np.ndarray, insides: list) -> tuple[np.ndarray, np.ndarray]:
-        assert insides == [None] * len(images)
+    def __call__(self, images: np.ndarray, insides: list | None = None) -> tuple[np.ndarray, np.ndarray]:
+        assert insides == (None if self.tiles else [None] * len(images))
         self.seen.append(images)
         maps = images[..., 0].astype(np.float32)
         return maps.mean(axis=(1, 2)), maps
+
+
+def test_tiles_go_through_the_engine_a_few_at_a_time_and_join(photo: np.ndarray) -> None:
+    engine = Brightness("RGB", Tiles((4, 6), 2))
+    score, anomaly_map = Predictor(engine)(photo)  # a map pixel is one of the photograph
+    assert max(len(images) for images in engine.seen) == 8
+    np.testing.assert_allclose(anomaly_map, photo[..., 0], atol=1e-3)
+    assert score == pytest.approx(photo[..., 0].mean())
 
 
 @pytest.mark.parametrize("mode", ["RGB", "BGR"])

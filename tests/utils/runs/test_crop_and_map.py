@@ -59,7 +59,7 @@ def scores_of_evaluation(path: Path, score: str) -> dict[str, float]:
 
 def predict(engine: TorchEngine, folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Of the test set: the engine's inputs, its scores and its maps."""
-    images = np.stack([Predictor(engine).prepare(image) for image in images_of(folder)[1]])
+    images = np.stack([Predictor(engine).prepare(image).images[0] for image in images_of(folder)[1]])
     return images, *engine(images)
 
 

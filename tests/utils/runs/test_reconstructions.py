@@ -68,7 +68,7 @@ def test_an_exported_file_gives_the_same_scores_maps_and_decisions(trained: Path
     export_checkpoint(checkpoint(trained), format, out := tmp_path / f"file.{format}")  # compares maps and scores to 1e-4
     if format == "onnx":
         ours, file = TorchEngine(checkpoint(trained), "cpu"), Predictor.from_checkpoint(out).engine
-        images = np.stack([Predictor(ours).prepare(image) for image in images_of(trained.parent)[1]])
+        images = np.stack([Predictor(ours).prepare(image).images[0] for image in images_of(trained.parent)[1]])
         limit = file.calibration.of().threshold
         assert limit == ours.calibration.of().threshold
         assert np.array_equal(file(images)[0] > limit, ours(images)[0] > limit)

@@ -121,7 +121,7 @@ def test_an_exported_file_and_a_bundle_decide_as_the_checkpoint_does(of_classes:
     export_bundle(checkpoint, tmp_path / "line", class_name=name)
     engine = Predictor.from_checkpoint(checkpoint).engine
     here = Predictor(engine, name)
-    rule, inside = Rule.of(engine.calibration, name), here.inside()
+    rule, inside = Rule.of(engine.calibration, name), engine.roi.inside(name, engine.input_size)
     there = anomaly.Predictor(tmp_path / "line/model.onnx", name)
     files = sorted((of_classes.parent / f"data/{name}/test").glob("*/*.png"))
     exported = Predictor.from_checkpoint(tmp_path / "model.onnx")

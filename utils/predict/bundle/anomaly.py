@@ -18,7 +18,9 @@ import math
 import sys
 import warnings
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import islice, product
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +29,10 @@ import onnxruntime
 from PIL import Image, ImageOps
 
 MODEL = Path(__file__).with_name("model.onnx")
-FORMAT_VERSION = "1"  # of the model's inputs, outputs and metadata
-METADATA = ("input_size", "color_mode", "resample", "calibration")  # entries that are used
+FORMAT_VERSION = "2"  # of the model's inputs, outputs and metadata
+METADATA = ("input_size", "color_mode", "resample", "score", "score_option", "calibration", "roi", "fill", "tiles")  # used
+TOP_SHARE = 0.01  # of the pixels, whose mean is the score top
+TILES = 8  # that go through the network together
 RESAMPLE = {"bilinear": Image.Resampling.BILINEAR, "lanczos": Image.Resampling.LANCZOS}
 GREY = (9798, 19235, 3735)  # weights of R, G and B, in 1 / 32768
 
@@ -91,7 +95,7 @@ class Predictor:
         self.threshold: float | None = thresholds.get("threshold")  # a higher score is defective
         self.pixel_threshold: float | None = thresholds.get("pixel_threshold")  # a higher value of the map is in a region
         self.min_area: float = calibration.get("min_area", 0.0)  # share of the image's area that a region has at least
-        self.inside = read_roi(self.metadata.get("roi"))  # the part of the image that is inspected; None: all
+        self.roi = read_roi(self.metadata["roi"])  # the part of the image that is inspected
         self.normal = np.array(thresholds.get("scores", ()))  # scores of held-out good images
 
     def __call__(self, image: str | Path | Image.Image | np.ndarray) -> Result:
@@ -100,14 +104,13 @@ class Predictor:
         Raises ImageError for one that cannot be read, or whose map is not finite.
         """
         rgb = read_rgb(image)
-        scores, maps = self.session.run(["score", "map"], {"image": self.prepare(rgb)[None]})
-        if not np.isfinite(maps).all():
+        score, anomaly_map, inside = self.score_tiles(rgb) if self.metadata["tiles"] else self.score_whole(rgb)
+        if not np.isfinite(anomaly_map).all():
             raise ImageError("its anomaly map holds values that are not finite")
-        score, anomaly_map = float(scores[0]), resize_map(maps[0], *rgb.shape[:2])
-        inspected = 1.0
-        if self.inside is not None:
-            inspected = float(self.inside.mean())
-            anomaly_map[resize_map(self.inside.astype(np.float32), *rgb.shape[:2]) <= 0.5] = 0
+        anomaly_map, inspected = resize_map(anomaly_map, *rgb.shape[:2]), 1.0
+        if inside is not None:
+            inspected = float(inside.mean())
+            anomaly_map[resize_map(inside.astype(np.float32), *rgb.shape[:2]) <= 0.5] = 0
         decision = None if self.threshold is None else "defective" if score > self.threshold else "good"
         ratio = score / self.threshold if self.threshold is not None and self.threshold > 0 else None
         p = (np.count_nonzero(self.normal >= score) + 1) / (len(self.normal) + 1) if len(self.normal) else None
@@ -115,6 +118,49 @@ class Predictor:
         if self.pixel_threshold is not None:
             mask, regions = find_regions(anomaly_map, self.pixel_threshold, self.min_area, inspected)
         return Result(score, decision, ratio, p, regions, anomaly_map, mask)
+
+    def score_whole(self, rgb: np.ndarray) -> tuple[float, np.ndarray, np.ndarray | None]:
+        """Score, map and inspected part (None: all), both H x W: float32, and bool. rgb: h x w x 3."""
+        scores, maps = self.session.run(["score", "map"], {"image": self.prepare(rgb)[None]})
+        return float(scores[0]), maps[0], None if self.roi is None else resize_mask(self.roi, *self.metadata["input_size"])
+
+    def score_tiles(self, rgb: np.ndarray) -> tuple[float, np.ndarray, np.ndarray | None]:
+        """As `score_whole`; the tiles' maps are blended where they overlap."""
+        tiles, joined = self.tiles(rgb), None
+        while batch := list(islice(tiles, TILES)):
+            (maps,) = self.session.run(["map"], {"image": np.stack([image for _, image in batch])})
+            joined = joined or JoinedMap(rgb.shape[:2], *self.metadata["tiles"].values(), maps.shape[1:])
+            for (place, _), one in zip(batch, maps, strict=True):
+                joined.add(place, one)
+        if joined is None:
+            raise ImageError("none of its tiles shows anything of the region of interest")
+        anomaly_map, inside = joined.map, None
+        if self.roi is not None:
+            inside = resize_mask(self.roi, *anomaly_map.shape)
+            anomaly_map[~inside] = 0
+        return image_score(anomaly_map, self.metadata["score"], self.metadata["score_option"], inside), anomaly_map, inside
+
+    def tiles(self, rgb: np.ndarray) -> Iterator[tuple[tuple[int, int], np.ndarray]]:
+        """Top and left of each tile that shows anything of the region of interest, and the tile as the network takes it."""
+        size, overlap = self.metadata["tiles"].values()
+        fill = np.array(self.metadata["fill"]) / (1 if self.takes_uint8 else 255)
+        for place in product(*(starts(*sides, overlap) for sides in zip(rgb.shape[:2], size, strict=True))):
+            seen = rgb[place[0] : place[0] + size[0], place[1] : place[1] + size[1]]
+            image = self.prepare(mirrored(seen, size))
+            if self.roi is not None:
+                inside = self.inside(place, seen.shape[:2], rgb.shape[:2])
+                if not inside.any():
+                    continue
+                image = np.where(inside[..., None], image, fill).astype(image.dtype)
+            yield place, image
+
+    def inside(self, place: tuple[int, int], seen: Sequence[int], size: Sequence[int]) -> np.ndarray:
+        """The inspected part of the tile at `place` of a photograph of `size`, as the network sees it; `seen`: h, w of it."""
+        box = [start / side for start, side in zip(place, size, strict=True)]
+        box += [(start + part) / side for start, part, side in zip(place, seen, size, strict=True)]
+        wanted = self.metadata["input_size"]
+        shares = zip(wanted, seen, self.metadata["tiles"]["size"], strict=True)
+        return mirrored(resize_mask(self.roi, *(max(1, round(n * part / side)) for n, part, side in shares), box), wanted)
 
     def prepare(self, rgb: np.ndarray) -> np.ndarray:
         """h x w x 3 uint8 RGB as the network takes it, H x W x 3: uint8, or float32 in 0..1."""
@@ -144,6 +190,63 @@ def read_roi(entry: list[list[str]] | None) -> np.ndarray | None:
     if entry is None:
         return None
     return np.asarray(Image.open(io.BytesIO(base64.b64decode("".join(entry[0][1:]))))) > 0
+
+
+def resize_mask(mask: np.ndarray, height: int, width: int, box: Sequence[float] = (0, 0, 1, 1)) -> np.ndarray:
+    """A part of a mask, bool, at height x width: true where all is. box: top, left, bottom and right in shares of the mask."""
+    top, left, bottom, right = box * np.tile(mask.shape, 2)
+    corners = (left, top, right, bottom)
+    return np.asarray(Image.fromarray(mask * np.uint8(255)).resize((width, height), Image.Resampling.BILINEAR, corners)) == 255
+
+
+def starts(length: int, side: int, overlap: int) -> list[int]:
+    """Where tiles begin on an axis: evenly spread, with at least this overlap; one where `length` is not longer than `side`."""
+    count = math.ceil((max(length, side) - overlap) / (side - overlap))
+    return np.rint(np.linspace(0, max(0, length - side), count)).astype(int).tolist()
+
+
+def mirrored(picture: np.ndarray, size: Sequence[int]) -> np.ndarray:
+    """h x w (x 3), continued by its mirror image below and to the right until it has `size`."""
+    missing = [(0, side - length) for length, side in zip(picture.shape, size, strict=False)]
+    return np.pad(picture, missing + [(0, 0)] * (picture.ndim - 2), mode="symmetric") if any(map(any, missing)) else picture
+
+
+class JoinedMap:
+    """The map of a photograph h x w, of the maps of its tiles. size, overlap: of a tile; shape: of a tile's map."""
+
+    def __init__(self, photograph: Sequence[int], size: Sequence[int], overlap: int, shape: Sequence[int]) -> None:
+        self.axes, self.weights = list(zip(photograph, size, shape, strict=True)), []
+        for length, side, n in self.axes:
+            places = [round(start * n / side) for start in starts(length, side, overlap)]
+            height = np.minimum(np.arange(1, n + 1), np.arange(n, 0, -1)).astype(np.float32)
+            total = np.zeros(places[-1] + n, np.float32)
+            for place in places:
+                total[place : place + n] += height
+            self.weights.append({place: height / total[place : place + n] for place in places})
+        self.map = np.zeros([max(1, round((length - side) * n / side) + n) for length, side, n in self.axes], np.float32)
+
+    def add(self, place: tuple[int, int], one: np.ndarray) -> None:
+        """The map of the tile whose top and left in the photograph are `place`."""
+        top, left = (round(start * n / side) for start, (_, side, n) in zip(place, self.axes, strict=True))
+        part = self.map[top : top + len(one), left : left + one.shape[1]]
+        weight = self.weights[0][top][:, None] * self.weights[1][left]
+        part += (weight * one)[: part.shape[0], : part.shape[1]]
+
+
+def image_score(anomaly_map: np.ndarray, name: str, option: Any, inside: np.ndarray | None) -> float:
+    """mean, std, top or max of a map, H x W, over what is inspected; option: the share of top, the window of max."""
+    values = anomaly_map.ravel() if inside is None or name == "max" else anomaly_map[inside]
+    if name == "top":
+        count = max(1, math.floor(values.size * (option or TOP_SHARE)))
+        return float(np.partition(values, -count)[-count:].mean(dtype=np.float64))
+    if name != "max":
+        return float(getattr(values, name)(dtype=np.float64))
+    height, width = option or (1, 1)
+    if height > anomaly_map.shape[0] or width > anomaly_map.shape[1]:
+        raise ImageError(f"its anomaly map is smaller than the window of its score, {height} x {width}")
+    sums = np.pad(anomaly_map.astype(np.float64), ((1, 0), (1, 0))).cumsum(axis=0).cumsum(axis=1)
+    windows = sums[height:, width:] - sums[:-height, width:] - sums[height:, :-width] + sums[:-height, :-width]
+    return float((windows / (height * width)).max()) if option else float(anomaly_map.max())
 
 
 def read_rgb(image: str | Path | Image.Image | np.ndarray) -> np.ndarray:
