@@ -96,6 +96,8 @@ class Predictor:
         self.pixel_threshold: float | None = thresholds.get("pixel_threshold")  # a higher value of the map is in a region
         self.min_area: float = calibration.get("min_area", 0.0)  # share of the image's area that a region has at least
         self.roi = read_roi(self.metadata["roi"])  # the part of the image that is inspected
+        tiles = self.metadata["tiles"] or {}
+        self.tile, self.overlap = tiles.get("size"), tiles.get("overlap")  # how photographs are cut; None: they are not
         self.normal = np.array(thresholds.get("scores", ()))  # scores of held-out good images
 
     def __call__(self, image: str | Path | Image.Image | np.ndarray) -> Result:
@@ -104,7 +106,7 @@ class Predictor:
         Raises ImageError for one that cannot be read, or whose map is not finite.
         """
         rgb = read_rgb(image)
-        score, anomaly_map, inside = self.score_tiles(rgb) if self.metadata["tiles"] else self.score_whole(rgb)
+        score, anomaly_map, inside = self.score_tiles(rgb) if self.tile else self.score_whole(rgb)
         if not np.isfinite(anomaly_map).all():
             raise ImageError("its anomaly map holds values that are not finite")
         anomaly_map, inspected = resize_map(anomaly_map, *rgb.shape[:2]), 1.0
@@ -129,7 +131,7 @@ class Predictor:
         tiles, joined = self.tiles(rgb), None
         while batch := list(islice(tiles, TILES)):
             (maps,) = self.session.run(["map"], {"image": np.stack([image for _, image in batch])})
-            joined = joined or JoinedMap(rgb.shape[:2], *self.metadata["tiles"].values(), maps.shape[1:])
+            joined = joined or JoinedMap(rgb.shape[:2], self.tile, self.overlap, maps.shape[1:])
             for (place, _), one in zip(batch, maps, strict=True):
                 joined.add(place, one)
         if joined is None:
@@ -142,9 +144,9 @@ class Predictor:
 
     def tiles(self, rgb: np.ndarray) -> Iterator[tuple[tuple[int, int], np.ndarray]]:
         """Top and left of each tile that shows anything of the region of interest, and the tile as the network takes it."""
-        size, overlap = self.metadata["tiles"].values()
+        size = self.tile
         fill = np.array(self.metadata["fill"]) / (1 if self.takes_uint8 else 255)
-        for place in product(*(starts(*sides, overlap) for sides in zip(rgb.shape[:2], size, strict=True))):
+        for place in product(*(starts(*sides, self.overlap) for sides in zip(rgb.shape[:2], size, strict=True))):
             seen = rgb[place[0] : place[0] + size[0], place[1] : place[1] + size[1]]
             image = self.prepare(mirrored(seen, size))
             if self.roi is not None:
@@ -159,7 +161,7 @@ class Predictor:
         box = [start / side for start, side in zip(place, size, strict=True)]
         box += [(start + part) / side for start, part, side in zip(place, seen, size, strict=True)]
         wanted = self.metadata["input_size"]
-        shares = zip(wanted, seen, self.metadata["tiles"]["size"], strict=True)
+        shares = zip(wanted, seen, self.tile, strict=True)
         return mirrored(resize_mask(self.roi, *(max(1, round(n * part / side)) for n, part, side in shares), box), wanted)
 
     def prepare(self, rgb: np.ndarray) -> np.ndarray:
