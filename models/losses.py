@@ -75,24 +75,25 @@ class GroupCosineLoss(nn.Module):
         self.weight = weight
         self.share, self.factor, self.warmup = share, factor, warmup
 
-    def forward(self, outputs: dict[str, list[Tensor] | int]) -> Tensor:
+    def forward(self, outputs: dict[str, list[Tensor] | Tensor | int]) -> Tensor:
         """Reads `encoded` and `decoded`, lists of BxDxhxw, and `step`, the number of steps done before, 0 if it is not there."""
-        step = outputs.get("step", 0)
-        share = self.share * step / self.warmup if step < self.warmup else self.share
+        # A tensor, as all that follows from it: a step may be recorded once and repeated with other numbers.
+        step = torch.as_tensor(outputs.get("step", 0), dtype=torch.float64, device=outputs["decoded"][0].device)
+        share = torch.where(step < self.warmup, self.share * step / self.warmup, self.share)
         pairs = zip(outputs["encoded"], outputs["decoded"], strict=True)
         losses = [self.group_loss(encoded.detach(), decoded, share) for encoded, decoded in pairs]
         return self.weight * torch.stack(losses).mean()
 
-    def group_loss(self, encoded: Tensor, decoded: Tensor, share: float) -> Tensor:
-        """encoded, decoded: BxDxhxw; share: of the positions, those that are easy."""
+    def group_loss(self, encoded: Tensor, decoded: Tensor, share: Tensor) -> Tensor:
+        """encoded, decoded: BxDxhxw; share: of the positions, those that are easy, a float64 scalar."""
         # each position enters the loss by these two numbers only, so its gradient is scaled where they pass theirs on
         product = (encoded * decoded).sum(dim=1)  # B x h x w
         square = decoded.square().sum(dim=1)  # B x h x w
         target_square = encoded.square().sum(dim=1)  # B x h x w
         if product.requires_grad:
             distance = 1 - self.cosine(product.detach(), square.detach(), target_square)
-            hardest = max(1, int(distance.numel() * (1 - share)))
-            is_easy = distance < distance.flatten().topk(hardest).values[-1]
+            hardest = (distance.numel() * (1 - share)).long().clamp_min(1)
+            is_easy = distance < distance.flatten().sort(descending=True).values.gather(0, hardest[None] - 1)
             scale = torch.where(is_easy, self.factor, 1.0)
             product.register_hook(lambda gradient: gradient * scale)
             square.register_hook(lambda gradient: gradient * scale)

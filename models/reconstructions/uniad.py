@@ -111,12 +111,11 @@ def jitter(tokens: Tensor, scale: float, prob: float) -> Tensor:
 
     tokens: B x hw x C.
     """
-    if prob < 1 and torch.rand(()).item() >= prob:
-        return tokens
+    applies = torch.rand((), device=tokens.device) < prob if prob < 1 else 1  # decided on the device, which need not wait
     # randn_like would keep the strides of transposed tokens, and fill them several times slower
     noise = torch.randn(tokens.shape, dtype=tokens.dtype, device=tokens.device)
     deviation = tokens.norm(dim=2, keepdim=True) * (scale / tokens.shape[2])  # B x hw x 1
-    return tokens + noise * deviation
+    return tokens + noise * (deviation * applies)
 
 
 def feature_distance(feature_rec: Tensor, feature_align: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,16 @@ from utils.training.optimizer import acts_each_step, step_scheduler, trained_par
 from utils.training.resume import trainer_state
 
 log = logging.getLogger("uniad")
+
+
+class UnreadStep(NamedTuple):
+    """A step that is done, or launched on a GPU, and whose loss nobody has read."""
+
+    loss: Tensor  # on the device
+    filenames: list[str]
+    number: int  # in its epoch
+    total: int  # since the first epoch
+    lr: float
 
 
 @dataclass
@@ -57,9 +67,10 @@ class Trainer:
     epoch: int = 0  # finished epochs
     images_seen: int = 0  # in the current epoch, all processes
     steps_done: int = 0  # in the current epoch
-    loss_sum: float = 0.0  # of these steps, in this process
+    loss_sum: float = 0.0  # of these steps, in this process, as far as losses were read
     history: list[dict[str, float]] = field(default_factory=list)  # one item per epoch: epoch, loss and what validation found
 
+    unread: list[UnreadStep] = field(default_factory=list)  # a GPU need not wait until they are read
     writer: Curves | None = None  # TensorBoard, on rank 0
 
     def __post_init__(self) -> None:
@@ -100,7 +111,7 @@ class Trainer:
     def train_epoch(self, loader: ImageLoader) -> float:
         """Train the current epoch to its end, a resumed one after the steps done; returns its mean loss over all processes.
 
-        Raises UserError with step, loss and files of the batch if the loss is not finite.
+        Raises UserError with step, loss and files of the batch if a loss is not finite, where losses are read.
         """
         self.model.train()
         loader.sampler.set_epoch(self.epoch, start=self.steps_done * loader.batch_size)
@@ -110,12 +121,14 @@ class Trainer:
         steps = min(len(loader), self.last_step - self.epoch * len(loader))
         batches = islice(loader, steps - first)
         for batch in tqdm(batches, f"epoch {self.epoch + 1}", total=steps, initial=first, leave=False, disable=hidden):
-            batch["step"] = self.total_steps(loader)  # for a loss that changes with it
+            batch["step"] = torch.full((), self.total_steps(loader), device=self.process.device)  # a loss may change with it
             loss = self.train_step(to_device(batch, self.process.device))
             self.steps_done += 1
-            self.loss_sum += loss
             self.images_seen = min(self.steps_done * loader.batch_size * self.process.world_size, len(loader.dataset))
-            self.log_step(loss, (time.monotonic() - started) / (self.steps_done - first), loader)  # with the rate of this step
+            lr = self.optimizer.param_groups[0]["lr"]
+            self.unread.append(UnreadStep(loss, batch["filename"], self.steps_done, self.total_steps(loader), lr))
+            if self.prints(loader):
+                self.log_step(started, self.steps_done - first, loader)
             if self.schedules_steps:
                 step_scheduler(self.scheduler)
             is_due = bool(save_freq) and self.total_steps(loader) % save_freq == 0
@@ -123,21 +136,32 @@ class Trainer:
         report_skipped(loader, self.process, f"epoch {self.epoch + 1}/{self.epochs(loader)}")
         return average(self.loss_sum / steps, self.process)
 
-    def train_step(self, batch: dict[str, Any]) -> float:
-        """One optimiser step on a batch; returns its loss."""
+    def train_step(self, batch: dict[str, Any]) -> Tensor:
+        """One optimiser step on a batch; returns its loss. Nothing in it waits for a GPU."""
         with autocast(self.process.device, self.precision):
             outputs = self.model(batch)
         loss: Tensor = self.criterion(outputs)
-        value = loss.item()
-        if not math.isfinite(value):
-            where = f"epoch {self.epoch + 1}, step {self.steps_done + 1}"
-            raise UserError(f"the loss is {value} at {where}; files: {', '.join(batch['filename'])}")
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         if clip_max_norm := self.config["trainer"]["clip_max_norm"]:
             nn.utils.clip_grad_norm_(trained_parameters(self.network), clip_max_norm)
         self.optimizer.step()
-        return value
+        return loss.detach()
+
+    def read_losses(self) -> None:
+        """Wait for the steps launched so far, check, add up and draw their losses.
+
+        Raises UserError with step, loss and files of the first that is not finite.
+        """
+        values = torch.stack([step.loss for step in self.unread]).tolist() if self.unread else []
+        for step, value in zip(self.unread, values, strict=True):
+            if not math.isfinite(value):
+                where = f"epoch {self.epoch + 1}, step {step.number}"
+                raise UserError(f"the loss is {value} at {where}; files: {', '.join(step.filenames)}")
+            self.loss_sum += value
+            if step.total % self.config["trainer"]["tb_freq_step"] == 0:
+                self.log_scalars({"loss_train": average(value, self.process), "lr": step.lr}, step.total)
+        self.unread.clear()
 
     def finish_epoch(self, loss: float) -> None:
         """Count the epoch, note its loss, and step a schedule that acts once an epoch."""
@@ -196,6 +220,7 @@ class Trainer:
             )
 
     def save(self, names: Sequence[str] = (LAST,)) -> None:
+        self.read_losses()  # no checkpoint is written after a loss that is not finite
         content, folder = trainer_state(self), Path(self.config["saver"]["save_dir"])
         if content is None:  # rank 0 writes
             return
@@ -206,22 +231,18 @@ class Trainer:
             is_last = name == LAST
             save_checkpoint(folder / name, content if is_last else smaller, folder / PREVIOUS if is_last else None)
 
-    def log_step(self, loss: float, seconds: float, loader: ImageLoader) -> None:
-        """A log line every print_freq_step, TensorBoard scalars every tb_freq_step steps, means over processes.
+    def prints(self, loader: ImageLoader) -> bool:
+        """Whether a log line is due: every print_freq_step, counted from step 1 of an epoch, and at its end."""
+        is_last = self.steps_done == len(loader) or self.total_steps(loader) == self.last_step
+        return is_last or self.steps_done % self.config["trainer"]["print_freq_step"] == 0
 
-        Both counts start at step 1, and a line closes every epoch.
-        """
-        cfg, total = self.config["trainer"], self.total_steps(loader)
-        prints = self.steps_done % cfg["print_freq_step"] == 0 or self.steps_done == len(loader) or total == self.last_step
-        draws = total % cfg["tb_freq_step"] == 0
-        if not (prints or draws):
-            return
-        loss, lr = average(loss, self.process), self.optimizer.param_groups[0]["lr"]
-        if draws:
-            self.log_scalars({"loss_train": loss, "lr": lr}, total)
-        if prints:
-            where = (self.epoch + 1, self.epochs(loader), self.steps_done, len(loader))
-            log.info("epoch %d/%d  step %d/%d  loss %.4f  lr %.2e  %.3f s/step", *where, loss, lr, seconds)
+    def log_step(self, started: float, steps: int, loader: ImageLoader) -> None:
+        """Read the losses; a log line with the last step's loss, mean over processes, and the rate of `steps` since `started`."""
+        last = self.unread[-1]
+        self.read_losses()
+        loss, seconds = average(last.loss.item(), self.process), (time.monotonic() - started) / steps
+        where = (self.epoch + 1, self.epochs(loader), self.steps_done, len(loader))
+        log.info("epoch %d/%d  step %d/%d  loss %.4f  lr %.2e  %.3f s/step", *where, loss, last.lr, seconds)
 
     def log_scalars(self, numbers: dict[str, float], step: int) -> None:
         """Give the finite ones to TensorBoard."""

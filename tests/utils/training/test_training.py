@@ -7,12 +7,15 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from datasets.build import build_dataloader, build_dataset
 from models import build_network
+from models.dropout import Masks
 from models.losses import Criterion
 from models.network import Network
 from models.reconstructions import UniAD
@@ -314,11 +317,41 @@ def test_clipping_bounds_the_step(path: Path, clip_max_norm: float | None) -> No
     assert norm == pytest.approx(clip_max_norm, rel=1e-3) if clip_max_norm else norm > 1e-2
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_with_step_and_files(path: Path) -> None:
-    explosive = ("trainer.optimizer={type: SGD, kwargs: {lr: 1e30}}", "trainer.clip_max_norm=null")
-    with pytest.raises(UserError, match=r"the loss is (nan|inf) at epoch 1, step 2; files: (\w+/train/good/\d+\.png(, )?){4}$"):
-        train(path, "run", *explosive)
+@pytest.mark.parametrize("read_at", ["trainer.print_freq_step=4", "saver.save_freq_step=4", "trainer.print_freq_step=50"])
+def test_a_loss_that_is_not_finite_stops_the_run_with_its_step_and_files_also_where_it_is_read_later(
+    path: Path, read_at: str, log_text
+) -> None:
+    explosive = ("trainer.optimizer={type: SGD, kwargs: {lr: 1e30}}", "trainer.clip_max_norm=null", "dataset.batch_size=2")
+    *_, batches = one_epoch(path, "dataset.batch_size=2")
+    files = ", ".join(list(batches[1]))
+    with pytest.raises(UserError, match=rf"the loss is (nan|inf) at epoch 1, step 2; files: {files}$"):
+        train(path, "run", "dataset.train.hflip=False", "random_seed=0", *explosive, read_at)
     assert not (path.parent / "run").exists()
+    assert "step 4/5" not in log_text()
+
+
+class WaitsForNothing(TorchDispatchMode):
+    """Raises where a number is brought from a device to Python, for which a GPU would have to finish its work."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        assert func is not torch.ops.aten._local_scalar_dense.default
+        return func(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize("name", ["UniAD", "Dinomaly"])
+def test_a_step_waits_for_no_number(path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for the seed of dropout's bits, which only a CPU draws."""
+    jitter = {"UniAD": ["net.reconstruction.kwargs.feature_jitter.prob=0.5"]}
+    train_step = Trainer.train_step
+
+    def step(*args: Any) -> torch.Tensor:
+        with WaitsForNothing():
+            return train_step(*args)
+
+    monkeypatch.setattr(Trainer, "train_step", step)
+    masks = {"lowest_kept": 0, "scale": 1.0, "generator": np.random.SFC64(0)}
+    monkeypatch.setattr(Masks, "__init__", lambda self, p: vars(self).update(masks))
+    one_epoch(path, *tiny.RECONSTRUCTIONS[name], *jitter.get(name, ()))
 
 
 def test_the_frozen_backbone_stays_as_it_is(path: Path) -> None:
