@@ -24,6 +24,7 @@ from utils.reading import parse_json, read_bytes
 
 KEY = "key.json"
 SAMPLE = 64  # random rows whose checksums are compared before a cache is used
+CHUNK = 256  # rows that are copied to a device at a time
 
 
 def row_sizes(key: dict[str, Any]) -> dict[str, int]:
@@ -58,12 +59,30 @@ class Rows:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "files": []}  # pickled, a map would be the whole array: a worker opens its own
 
-    def bytes_of(self, index: int) -> list[np.ndarray]:
-        """The image's row in each file, copied."""
+    def maps(self) -> list[np.memmap]:
+        """Each file's bytes, a row an image."""
         if not self.files:
             sizes, count = row_sizes(self.key).items(), self.key["shape"][0]
             self.files = [np.memmap(self.folder / name, np.uint8, "r", shape=(count, size)) for name, size in sizes]
-        return [np.array(rows[index]) for rows in self.files]
+        return self.files
+
+    def bytes_of(self, index: int) -> list[np.ndarray]:
+        """The image's row in each file, copied."""
+        return [np.array(rows[index]) for rows in self.maps()]
+
+    def size_of(self, index: int) -> tuple[int, int]:
+        """The original's height and width, 0 where the image could not be read."""
+        _, _, sizes, _ = self.maps()
+        return tuple(sizes[index].view(np.int32).tolist())
+
+    def all_on(self, device: torch.device) -> torch.Tensor:
+        """What is cached of all images, in the cache's dtype and order, on a device."""
+        rows, *_ = self.maps()
+        content = torch.empty(self.key["shape"], dtype=getattr(torch, self.key["dtype"]), device=device)
+        for start in range(0, len(rows), CHUNK):
+            part = torch.from_numpy(np.array(rows[start : start + CHUNK])).view(content.dtype)
+            content[start : start + CHUNK] = part.view(-1, *content.shape[1:])
+        return content
 
     def is_intact(self, check: int) -> bool:
         """Whether `check` random rows have their checksums; a row of size 0 is of an image that could not be read."""
@@ -75,17 +94,17 @@ class Rows:
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, np.ndarray, tuple[int, int]]:
         """What is cached of the image, in the cache's dtype; its mask, H x W uint8; the original's height and width."""
-        content, mask, size, _ = self.bytes_of(index)
+        content, mask, *_ = self.bytes_of(index)
         height, width = self.key["seen_size"]
         content = torch.from_numpy(content).view(getattr(torch, self.key["dtype"])).reshape(self.key["shape"][1:])
-        return content, np.unpackbits(mask, count=height * width).reshape(height, width), tuple(size.view(np.int32).tolist())
+        return content, np.unpackbits(mask, count=height * width).reshape(height, width), self.size_of(index)
 
 
 class FeatureDataset(SampleReader):
     """The images of `data` as their features, from the finished cache in `folder`.
 
     A sample is a dict as in `ImageDataset`, with what the reconstruction reads, float32, in place of the image. An image that
-    could not be read for the cache is a bad image here too.
+    could not be read for the cache is a bad image here too. After `hold` features are gathered a batch at a time, on a device.
     """
 
     def __init__(self, data: ImageDataset, folder: Path, key: dict[str, Any]) -> None:
@@ -93,6 +112,18 @@ class FeatureDataset(SampleReader):
         self.data, self.rows = data, Rows(folder, key)
         self.labels, self.clsnames, self.warned = data.labels, data.clsnames, data.warned
         self.epoch = 0
+        self.held: torch.Tensor | None = None  # all features, on a device
+
+    def hold(self, device: torch.device) -> None:
+        """Keep all features on a device, from where `complete` gathers them; samples are then without features and masks."""
+        self.held = self.rows.all_on(device)
+
+    def complete(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """See SampleReader."""
+        if self.held is None:
+            return batch
+        index = batch["index"].to(self.held.device, non_blocking=True)
+        return {self.rows.key["reads"]: self.held[index].float(), **batch}
 
     def read_rgb(self, index: int) -> np.ndarray:
         """The original picture, h x w x 3 uint8 RGB, for visualisation."""
@@ -103,13 +134,15 @@ class FeatureDataset(SampleReader):
         return self.data.seen_inside(clsname)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        features, mask, (height, width) = self.rows[index]
+        height, width = self.rows.size_of(index)
         if not height:
             self.data.load(index)  # raises the reason
             raise UserError(f"{self.filenames[index]} could not be read when features were computed: remove {self.rows.folder}")
-        return {
-            self.rows.key["reads"]: features.float(),
-            "mask": torch.from_numpy(mask)[None].float(),
+        content = {}
+        if self.held is None:
+            features, mask, _ = self.rows[index]
+            content = {self.rows.key["reads"]: features.float(), "mask": torch.from_numpy(mask)[None].float()}
+        return content | {
             "label": self.labels[index],
             "clsname": self.clsnames[index],
             "filename": self.filenames[index],

@@ -80,6 +80,10 @@ class SampleReader(Dataset):
     def __getitems__(self, indices: list[int]) -> list[dict[str, Any] | BadImage]:
         return [item for index in indices for item in self._read(index)]
 
+    def complete(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """A batch of samples as the loader gives it away, in the main process: here with nothing added."""
+        return batch
+
     def _read(self, index: int) -> Iterator[dict[str, Any] | BadImage]:
         if self.on_bad_image == "stop":
             yield self[index]
@@ -121,7 +125,7 @@ class ImageLoader(ShieldedLoader):
                     self.dataset.warned.add(filename)
                     log.warning("skipped: %s", reason)
             if batch:
-                yield batch
+                yield self.dataset.complete(batch)
 
     def _answers(self, iterator: Iterator[Any]) -> Iterator[Any]:
         """What the workers send; none is left behind where they are given up."""

@@ -40,6 +40,7 @@ FORMAT = 4  # raise it when the files change, or when changed code makes other f
 AUGMENTATIONS = ("hflip", "vflip", "rotate", "colorjitter")
 WHERE_FROM = ("pretrained", "pretrained_model")  # says where weights came from; the key holds what they are
 SPLITS = {"train": "training", "test": "test"}
+SHARE = 0.5  # of a GPU's free memory, that training features may take
 
 log = logging.getLogger("uniad")
 
@@ -98,6 +99,19 @@ def why_not(data: ImageDataset, network: nn.Module) -> str | None:
     if any(isinstance(module, Standardise) for module in network.modules()):
         return "the statistics for standardising features are gathered in training"
     return None
+
+
+def hold_features(data: ImageDataset | FeatureDataset, device: torch.device) -> None:
+    """Move cached features onto a GPU, if they take at most SHARE of its free memory. One line says so, or why they do not."""
+    if device.type != "cuda" or not isinstance(data, FeatureDataset):
+        return
+    key, (free, _) = data.rows.key, torch.cuda.mem_get_info(device)
+    size = key["shape"][0] * row_sizes(key)["features.bin"]
+    if size > SHARE * free:
+        log.info("feature cache: stays on the disk, %.1f GB are more than half of what is free on the GPU", size / 1e9)
+        return
+    data.hold(device)
+    log.info("feature cache: %.1f GB of features are on the GPU", size / 1e9)
 
 
 @dataclass

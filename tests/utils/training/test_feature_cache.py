@@ -18,9 +18,11 @@ from models.losses import Criterion
 from tests.helpers import tiny
 from tests.helpers.comparing import assert_same
 from tests.helpers.feature_runs import FILES, Run, touch
+from tests.helpers.started_runs import result
 from utils.errors import UserError
 from utils.process.distributed import Process
-from utils.training.feature_cache import cached
+from utils.runs import train as runs_train
+from utils.training.feature_cache import cached, hold_features
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -112,6 +114,45 @@ def test_a_training_step_has_the_loss_and_gradients_of_one_on_images(path: Path)
         results.append([loss.detach(), *(p.grad.clone() for p in run.network.parameters() if p.grad is not None)])
     assert len(results[0]) > 10
     torch.testing.assert_close(results[1], results[0], rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize(("reconstruction", "dtype", "runs"), [("UniAD", "float32", [1, 2]), ("Dinomaly", "float16", [2])])
+def test_features_that_are_held_on_a_device_train_the_same_weights(
+    tmp_path: Path,
+    reconstruction: str,
+    dtype: str,
+    runs: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+    log: pytest.LogCaptureFixture,
+) -> None:
+    """Also after a resume, and of an image that could not be read the next one takes the place."""
+    overrides = (*tiny.RECONSTRUCTIONS[reconstruction], f"dataset.feature_cache.dtype={dtype}", "dataset.on_bad_image=skip")
+    contents = []
+    for holds, epochs in ((False, [2]), (True, runs)):
+        monkeypatch.setattr(runs_train, "hold_features", lambda data, device, holds=holds: data.hold(device) if holds else None)
+        path = tiny.make(tmp_path / str(holds))
+        (path.parent / "data/cup/train/good/001.png").write_bytes(b"no image")
+        for number in epochs:
+            tiny.train(path, *overrides, f"trainer.max_epoch={number}", "saver.auto_resume=True")
+        contents.append(result(path))
+    assert_same(*contents)
+    assert "skipped" in log.text
+
+
+@pytest.mark.parametrize(("free", "held"), [(409_600, True), (409_599, False)])
+def test_features_are_held_on_a_gpu_where_they_take_at_most_half_of_what_is_free(
+    path: Path, free: int, held: bool, monkeypatch: pytest.MonkeyPatch, log: pytest.LogCaptureFixture
+) -> None:
+    run = Run(path)
+    data, devices, gpu = run.open(), [], torch.device("cuda", 0)
+    assert data.rows.all_on(torch.device("cpu")).nbytes == 204_800
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 10**12))
+    monkeypatch.setattr(FeatureDataset, "hold", lambda data, device: devices.append(device))
+    for device in (torch.device("cpu"), gpu):
+        hold_features(data, device)
+    hold_features(run.images("train"), gpu)
+    assert devices == [gpu] * held
+    assert ("are more than half of what is free on the GPU" in log.text) == (not held)
 
 
 def test_it_is_pickled_without_its_content(path: Path) -> None:
