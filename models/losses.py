@@ -56,7 +56,7 @@ class PseudoAnomalyLoss(nn.Module):
         share = F.adaptive_avg_pool2d(outputs["pseudo_mask"], logits.shape[2:])  # B x 1 x h x w
         share = torch.cat([torch.zeros_like(share), share])
         defective = (share > self.LEAST_SHARE).float()
-        weights = torch.where(defective > 0, self.DEFECTIVE, (share == 0).float())
+        weights = (share == 0).float().masked_fill(defective > 0, self.DEFECTIVE)
         return self.weight * F.binary_cross_entropy_with_logits(logits, defective, weights)
 
 
@@ -78,8 +78,8 @@ class GroupCosineLoss(nn.Module):
     def forward(self, outputs: dict[str, list[Tensor] | Tensor | int]) -> Tensor:
         """Reads `encoded` and `decoded`, lists of BxDxhxw, and `step`, the number of steps done before, 0 if it is not there."""
         # A tensor, as all that follows from it: a step may be recorded once and repeated with other numbers.
-        step = torch.as_tensor(outputs.get("step", 0), dtype=torch.float64, device=outputs["decoded"][0].device)
-        share = torch.where(step < self.warmup, self.share * step / self.warmup, self.share)
+        step = outputs["decoded"][0].new_zeros((), dtype=torch.float64) + outputs.get("step", 0)
+        share = (self.share * step / self.warmup).masked_fill(step >= self.warmup, self.share)
         pairs = zip(outputs["encoded"], outputs["decoded"], strict=True)
         losses = [self.group_loss(encoded.detach(), decoded, share) for encoded, decoded in pairs]
         return self.weight * torch.stack(losses).mean()
@@ -94,7 +94,7 @@ class GroupCosineLoss(nn.Module):
             distance = 1 - self.cosine(product.detach(), square.detach(), target_square)
             hardest = (distance.numel() * (1 - share)).long().clamp_min(1)
             is_easy = distance < distance.flatten().sort(descending=True).values.gather(0, hardest[None] - 1)
-            scale = torch.where(is_easy, self.factor, 1.0)
+            scale = torch.ones_like(distance).masked_fill(is_easy, self.factor)
             product.register_hook(lambda gradient: gradient * scale)
             square.register_hook(lambda gradient: gradient * scale)
         product, square, target_square = (x.sum(dim=(1, 2)) for x in (product, square, target_square))  # B each

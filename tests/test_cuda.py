@@ -18,7 +18,7 @@ import torch
 from tests.helpers import discriminator, tiny, vis_runs
 from tests.helpers.comparing import assert_same
 from tests.helpers.golden_cases import CASES, GOLDEN, golden_input, golden_weights
-from tests.helpers.started_runs import result
+from tests.helpers.started_runs import curve, result
 from utils.config import load_config
 from utils.predict.predictor import Predictor
 from utils.process.distributed import Process
@@ -205,6 +205,52 @@ def test_bfloat16_and_compilation_train_as_float32_does(tmp_path: Path, on_gpu: 
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-2)
     if "bfloat16" in override:
         assert losses[1] != losses[0]
+
+
+@pytest.mark.parametrize("noise", ["", "net.reconstruction.kwargs.dropout=0"], ids=["noise", "no noise"])
+@pytest.mark.parametrize("name", ["UniAD", "Dinomaly"])
+def test_a_recorded_step_has_the_losses_of_the_plain_one(tmp_path: Path, on_gpu: Callable, name: str, noise: str) -> None:
+    """20 steps, with a smaller last batch in each epoch."""
+    overrides = [*tiny.RECONSTRUCTIONS[name], "trainer.max_epoch=null", "trainer.max_step=20", "trainer.tb_freq_step=1"]
+    overrides += [noise] if noise else []
+    overrides += ["net.reconstruction.kwargs.feature_jitter=False"] if noise and name == "UniAD" else []
+    losses = []
+    for recorded in (True, False):
+        path = tiny.make(tmp_path / str(recorded))
+        outcome = on_gpu(tiny.run_tool, path, f"trainer.cuda_graph={recorded}", *overrides)
+        assert_ended_well(outcome)
+        assert ("a training step is one CUDA graph" in outcome.stdout) == recorded
+        assert "features are on the GPU" in outcome.stdout
+        losses.append([loss for _, loss in curve(path, "loss_train")])
+    assert len(losses[0]) == 20
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-6)
+
+
+def train_without_waiting(path: Path, *overrides: str) -> None:
+    """Raises RuntimeError where a step waits for the GPU. The first of each kind may: it records, and libraries begin."""
+    from utils.training.trainer import Trainer
+
+    plain_step, seen = Trainer.train_step, set()
+
+    def step(trainer: Trainer, batch: dict[str, Any]) -> torch.Tensor:
+        torch.cuda.set_sync_debug_mode("error" if len(batch["filename"]) in seen else "default")
+        seen.add(len(batch["filename"]))
+        try:
+            return plain_step(trainer, batch)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "train_step", step)
+        train(path, *overrides)
+    assert seen == {4, 2}
+
+
+@pytest.mark.parametrize("name", ["UniAD", "Dinomaly", "plus"])
+@pytest.mark.parametrize("recorded", [True, False])
+def test_no_step_waits_for_the_gpu(tmp_path: Path, on_gpu: Callable, name: str, recorded: bool) -> None:
+    path = (discriminator if name == "plus" else tiny).make(tmp_path)
+    on_gpu(train_without_waiting, path, f"trainer.cuda_graph={recorded}", *tiny.RECONSTRUCTIONS.get(name, ()))
 
 
 # ---- the other tools

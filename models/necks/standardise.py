@@ -23,7 +23,8 @@ class Standardise(nn.Module):
         features = features.float()
         if self.training:
             self._gather(features[:seen].detach())
-        scale = torch.where(self.deviation > 0, 1 / self.deviation, 0.0)
+        deviation = self.deviation
+        scale = (1 / deviation).masked_fill(~(deviation > 0), 0)
         return (features - self.mean[:, None, None]) * scale[:, None, None]
 
     def undo(self, features: Tensor) -> Tensor:

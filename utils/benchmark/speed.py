@@ -91,6 +91,7 @@ def measure_speed(config: dict[str, Any], tasks: Sequence[str] = tuple(TASKS), r
 def describe(config: dict[str, Any]) -> dict[str, Any]:
     """What is measured once for all tasks; the multiply-adds are those of one image."""
     device = choose_device(0)
+    counted = config | {"trainer": config["trainer"] | {"cuda_graph": False}}  # a recording would be counted several times
     return {
         "machine": {
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
@@ -99,7 +100,9 @@ def describe(config: dict[str, Any]) -> dict[str, Any]:
             "gflops": {name: matrix_product_gflops(dtype, device) for name, dtype in PRECISIONS.items()},
         },
         "map_difference": {name: map_difference(config, dtype) for name, dtype in PRECISIONS.items()},
-        "multiply_adds": {task: count_multiply_adds(build_run(config, task, "float32")) / batch for task, batch in TASKS.items()},
+        "multiply_adds": {
+            task: count_multiply_adds(build_run(counted, task, "float32")) / batch for task, batch in TASKS.items()
+        },
     }
 
 
@@ -195,6 +198,10 @@ def training_step(
             criterion = plain_criterion
     trainer = Trainer(network.train(), criterion, optimizer, None, config, process)  # needs no schedule
     trainer.precision = dtype
+    if isinstance(network, Network):
+        batch = len(next(iter(inputs.values())))
+        inputs |= {"filename": [""] * batch, "step": torch.zeros((), device=process.device)}  # as in a run
+        trainer.capture(batch)
     return partial(trainer.train_step, inputs)
 
 

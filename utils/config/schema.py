@@ -251,6 +251,7 @@ class Trainer(Section):
         "number format of the network; auto: float32, until bfloat16 is shown to be as good", "float32"
     )
     compile: Bool = key("torch.compile the trained subnets: minutes before the first step, no gain seen on CPU", False)
+    cuda_graph: Bool = key("on one GPU, record a training step once and launch it as a whole; not yet measured on a GPU", True)
     val_freq_epoch: Int = key("evaluate every so many epochs, and after the last", 10, ge=1)
     print_freq_step: Int = key("a log line every so many steps", 50, ge=1)
     tb_freq_step: Int = key("TensorBoard scalars every so many steps", 10, ge=1)

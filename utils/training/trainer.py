@@ -22,7 +22,8 @@ from utils.process.log import Curves, open_tensorboard
 from utils.process.precision import autocast, choose_precision
 from utils.process.signals import StopSignals
 from utils.process.skipped import report_skipped
-from utils.training.acceleration import compile_trained, distribute
+from utils.training.acceleration import compile_trained, distribute, why_not_captured
+from utils.training.capture import CapturedStep, Step
 from utils.training.optimizer import acts_each_step, step_scheduler, trained_parameters
 from utils.training.resume import trainer_state
 
@@ -77,6 +78,7 @@ class Trainer:
         self.best_metric = math.inf if self.best_by == "loss" else -math.inf
         self.precision = choose_precision(self.config["trainer"]["precision"])
         self.model = self.network  # what a step calls: the network, or the network inside DistributedDataParallel
+        self.run: Step = self.loss_and_gradients  # or its recording
         self.signals = StopSignals()
 
     def train(
@@ -92,7 +94,8 @@ class Trainer:
             remove_leftovers(saver["save_dir"])
         if self.config["trainer"]["compile"]:
             compile_trained(self.network, self.process.device)
-        self.model = distribute(self.network, self.process)
+        self.model = distribute(self.network.train(), self.process)
+        self.capture(loader.batch_size)
         self.align_to_loader(loader)
         next_step = self.total_steps(loader) + 1
         loader.while_waiting = lambda: self.stop_while_waiting(loader)
@@ -138,6 +141,12 @@ class Trainer:
 
     def train_step(self, batch: dict[str, Any]) -> Tensor:
         """One optimiser step on a batch; returns its loss. Nothing in it waits for a GPU."""
+        loss = self.run(batch)
+        self.optimizer.step()
+        return loss
+
+    def loss_and_gradients(self, batch: dict[str, Any]) -> Tensor:
+        """The loss of a batch; clipped gradients are left in the parameters."""
         with autocast(self.process.device, self.precision):
             outputs = self.model(batch)
         loss: Tensor = self.criterion(outputs)
@@ -145,8 +154,16 @@ class Trainer:
         loss.backward()
         if clip_max_norm := self.config["trainer"]["clip_max_norm"]:
             nn.utils.clip_grad_norm_(trained_parameters(self.network), clip_max_norm)
-        self.optimizer.step()
         return loss.detach()
+
+    def capture(self, batch_size: int) -> None:
+        """On a GPU, let full batches be run as one CUDA graph, or say why they are not."""
+        reason = why_not_captured(self.network, self.config["trainer"], self.process)
+        if reason is None:
+            parameters = trained_parameters(self.network)
+            self.run = CapturedStep(self.loss_and_gradients, parameters, batch_size, self.process.device)
+        elif self.process.device.type == "cuda":
+            log.info("a training step is launched operation by operation: %s", reason)
 
     def read_losses(self) -> None:
         """Wait for the steps launched so far, check, add up and draw their losses.
