@@ -24,6 +24,8 @@ class Masks:
 
     def draw(self, like: Tensor) -> Tensor:
         """1 where an element is kept, else 0. int16 is several times faster than bool."""
+        if like.is_meta:
+            return torch.empty_like(like, dtype=torch.int16)
         bits = torch.from_numpy(self.generator.random_raw(-(-like.numel() // 4))).view(torch.int16)[: like.numel()]
         return torch.ge(bits, self.lowest_kept, out=bits).view(like.shape)
 
@@ -61,5 +63,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, p: float) ->
 
 
 def uses_cpu_kernel(x: Tensor) -> bool:
-    """Whether dropout of x uses this module's masks. torch.compile has its own, and would break its graph at these."""
-    return x.device.type == "cpu" and not torch.compiler.is_compiling()
+    """Whether dropout of x uses this module's masks. torch.compile has its own, and would break its graph at these.
+
+    The meta device stands for the CPU: see utils/training/footprint.py.
+    """
+    return x.device.type in ("cpu", "meta") and not torch.compiler.is_compiling()

@@ -43,7 +43,11 @@ def evaluate_checkpoint(config: EasyDict, process: Process) -> None:
     loader = build_loader(in_tiles(test_set), config, "test", process)
     warn_of_new_classes(content.get("history", []), test_set.clsnames, config.saver.load_path)
     log.info(
-        "%s, epoch %s; %d test images; %s", config.saver.load_path, content.get("epoch"), len(test_set), describe_process(process)
+        "%s, epoch %s; %d test images; %s",
+        config.saver.load_path,
+        content.get("epoch"),
+        len(test_set),
+        describe_process(config, "test", process),
     )
     saves = (subnet.kwargs.get("save_recon") for subnet in config.net)
     recon_dir = next((saved["save_dir"] for saved in saves if saved), None)

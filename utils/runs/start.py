@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from typing import Any
 
+import torch
 from easydict import EasyDict
 
 from datasets.build import build_dataloader
@@ -66,6 +67,10 @@ def warn_of_new_classes(history: list[dict[str, float]], clsnames: Iterable[str]
         log.info("%s has not seen %s: train a new run with them (--overwrite)", what, ", ".join(new))
 
 
-def describe_process(process: Process) -> str:
+def describe_process(config: EasyDict, split: str, process: Process) -> str:
+    """The processes of a run, and how many threads and loader workers each has, by whose choice."""
     processes, each = ("1 process", "") if process.world_size == 1 else (f"{process.world_size} processes", " each")
-    return f"{processes} on CPU, no GPU is visible" if process.device.type == "cpu" else f"{processes} on a GPU{each}"
+    where = "on CPU, no GPU is visible" if process.device.type == "cpu" else f"on a GPU{each}"
+    threads, chosen = torch.get_num_threads(), "OMP_NUM_THREADS" if os.environ.get("OMP_NUM_THREADS") else "PyTorch's choice"
+    workers = {**config.dataset, **(config.dataset.get(split) or {})}["workers"]
+    return f"{processes} {where}; threads{each}: {threads} ({chosen}), loader workers{each}: {workers} (dataset.workers)"

@@ -26,6 +26,7 @@ from utils.process.log import remove_events
 from utils.runs.evaluate import log_results
 from utils.runs.start import build_loader, describe_process, seed_run, warn_of_new_classes, writes
 from utils.training.feature_cache import cached, hold_features
+from utils.training.footprint import check_memory
 from utils.training.memory import MemoryFiller
 from utils.training.optimizer import build_optimizer, build_scheduler
 from utils.training.resume import resume
@@ -52,7 +53,7 @@ def train(config: EasyDict, process: Process, overwrite: bool = False) -> None:
         key = "loss"
     test_names = test_set.filenames if test_set else []
     counts = describe_count(train_set), describe_count(test_set)
-    log.info("%s training images, %s test images; %s", *counts, describe_process(process))
+    log.info("%s training images, %s test images; %s", *counts, describe_process(config, order, process))
     both = sorted({*train_set.filenames} & {*test_names})
     if both and config.dataset.type == "custom":
         log.warning("%d test images are in training too, so results say little; the first is %s", len(both), both[0])
@@ -61,6 +62,8 @@ def train(config: EasyDict, process: Process, overwrite: bool = False) -> None:
     warn_of_new_classes(trainer.history, train_set.clsnames, "the run so far")
     if is_trained(trainer, steps):
         return
+    if not fills:
+        check_memory(trainer, len(train_set))
     try:
         train_set = cached(train_set, trainer.network, trainer.config, process, "train")
         if test_set:

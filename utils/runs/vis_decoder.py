@@ -38,7 +38,7 @@ def train_decoder(config: EasyDict, process: Process, overwrite: bool = False) -
     train_set = in_tiles(build_dataset({**config.dataset, "on_defective_train": "keep"}, "train", seed))
     train_loader = build_loader(train_set, config, "train", process, seed)
     checks = check_set(config)
-    log.info("%s: %d training images; %s", config.dataset.class_name, len(train_set), describe_process(process))
+    log.info("%s: %d training images; %s", config.dataset.class_name, len(train_set), describe_process(config, "train", process))
     trainer = build_trainer(config, process, start, len(train_loader))
     if is_trained(trainer, len(train_loader)):
         return

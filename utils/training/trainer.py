@@ -25,6 +25,7 @@ from utils.process.skipped import report_skipped
 from utils.training.acceleration import compile_trained, distribute, why_not_captured
 from utils.training.capture import CapturedStep, Step
 from utils.training.optimizer import acts_each_step, step_scheduler, trained_parameters
+from utils.training.pace import Pace, in_words
 from utils.training.resume import trainer_state
 
 log = logging.getLogger("uniad")
@@ -79,7 +80,7 @@ class Trainer:
         self.precision = choose_precision(self.config["trainer"]["precision"])
         self.model = self.network  # what a step calls: the network, or the network inside DistributedDataParallel
         self.run: Step = self.loss_and_gradients  # or its recording
-        self.signals = StopSignals()
+        self.signals, self.pace = StopSignals(), Pace()
 
     def train(
         self, loader: ImageLoader, validate: Callable[[], dict[str, float]] = dict, val_freq: int = 1, save_freq: int = 1
@@ -132,6 +133,8 @@ class Trainer:
             self.unread.append(UnreadStep(loss, batch["filename"], self.steps_done, self.total_steps(loader), lr))
             if self.prints(loader):
                 self.log_step(started, self.steps_done - first, loader)
+            if seconds := self.pace.count_step(self.read_losses):
+                self.log_time_left(seconds, loader)
             if self.schedules_steps:
                 step_scheduler(self.scheduler)
             is_due = bool(save_freq) and self.total_steps(loader) % save_freq == 0
@@ -260,6 +263,11 @@ class Trainer:
         loss, seconds = average(last.loss.item(), self.process), (time.monotonic() - started) / steps
         where = (self.epoch + 1, self.epochs(loader), self.steps_done, len(loader))
         log.info("epoch %d/%d  step %d/%d  loss %.4f  lr %.2e  %.3f s/step", *where, loss, last.lr, seconds)
+
+    def log_time_left(self, seconds: float, loader: ImageLoader) -> None:
+        steps = run_steps(self.config["trainer"], len(loader)) - self.total_steps(loader)
+        if steps > 0:
+            log.info("about %s left: %d steps of %.3f s, evaluations not counted", in_words(steps * seconds), steps, seconds)
 
     def log_scalars(self, numbers: dict[str, float], step: int) -> None:
         """Give the finite ones to TensorBoard."""
