@@ -25,7 +25,7 @@ from utils.process.distributed import Process, barrier, on_main, share_weights
 from utils.process.log import remove_events
 from utils.runs.evaluate import log_results
 from utils.runs.start import build_loader, describe_process, seed_run, warn_of_new_classes, writes
-from utils.training.feature_cache import cached, hold_features
+from utils.training.feature_cache import cached
 from utils.training.footprint import check_memory
 from utils.training.memory import MemoryFiller
 from utils.training.optimizer import build_optimizer, build_scheduler
@@ -89,8 +89,6 @@ def train(config: EasyDict, process: Process, overwrite: bool = False) -> None:
             log.warning("evaluator.key_metric %s has no number, so no checkpoint is the best", key)
         return numbers
 
-    if not fills:
-        hold_features(train_set, process.device)
     loader, validation = build_loader(train_set, config, order, process, seed), validate if test_set else dict
     if fills:
         trainer.train(loader, validation)

@@ -24,6 +24,7 @@ from utils.process.signals import StopSignals
 from utils.process.skipped import report_skipped
 from utils.training.acceleration import compile_trained, distribute, why_not_captured
 from utils.training.capture import CapturedStep, Step
+from utils.training.feature_cache import hold_features
 from utils.training.optimizer import acts_each_step, step_scheduler, trained_parameters
 from utils.training.pace import Pace, in_words
 from utils.training.resume import trainer_state
@@ -97,6 +98,7 @@ class Trainer:
             compile_trained(self.network, self.process.device)
         self.model = distribute(self.network.train(), self.process)
         self.capture(loader.batch_size)
+        hold_features(loader.dataset, self.process.device)
         self.align_to_loader(loader)
         next_step = self.total_steps(loader) + 1
         loader.while_waiting = lambda: self.stop_while_waiting(loader)

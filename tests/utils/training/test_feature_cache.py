@@ -21,7 +21,7 @@ from tests.helpers.feature_runs import FILES, Run, touch
 from tests.helpers.started_runs import result
 from utils.errors import UserError
 from utils.process.distributed import Process
-from utils.runs import train as runs_train
+from utils.training import trainer
 from utils.training.feature_cache import cached, hold_features
 
 
@@ -129,7 +129,7 @@ def test_features_that_are_held_on_a_device_train_the_same_weights(
     overrides = (*tiny.RECONSTRUCTIONS[reconstruction], f"dataset.feature_cache.dtype={dtype}", "dataset.on_bad_image=skip")
     contents = []
     for holds, epochs in ((False, [2]), (True, runs)):
-        monkeypatch.setattr(runs_train, "hold_features", lambda data, device, holds=holds: data.hold(device) if holds else None)
+        monkeypatch.setattr(trainer, "hold_features", lambda data, device, holds=holds: data.hold(device) if holds else None)
         path = tiny.make(tmp_path / str(holds))
         (path.parent / "data/cup/train/good/001.png").write_bytes(b"no image")
         for number in epochs:
