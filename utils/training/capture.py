@@ -68,6 +68,7 @@ class CapturedStep:
         if self.is_usable:
             log.info("a training step is one CUDA graph")
         else:
+            self.replay, self.gradients = None, []  # frees its memory
             log.warning("a CUDA graph gives another training step: operations are launched one by one (trainer.cuda_graph)")
 
     def same_numbers(self) -> AbstractContextManager:

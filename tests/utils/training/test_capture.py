@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from datasets.cached import FeatureDataset
 from models.losses import GroupCosineLoss
 from tests.helpers import tiny
 from tests.helpers.comparing import assert_same
@@ -28,8 +29,9 @@ PARTS = {"UniAD": [1, 3], "bfloat16": [2], "Dinomaly": [3]}
 
 @pytest.fixture
 def recorders(monkeypatch: pytest.MonkeyPatch) -> list[Recorder]:
-    """Steps are recorded, from now on, by those in the list."""
+    """From now on steps are recorded, by those in the list, and cached features held, as on a GPU."""
     found: list[Recorder] = []
+    monkeypatch.setattr(trainer, "hold_features", lambda data, device: isinstance(data, FeatureDataset) and data.hold(device))
     monkeypatch.setattr(capture, "record_graph", partial(record, recorders=found))
     monkeypatch.setattr(trainer, "why_not_captured", lambda *_: None)
     return found
