@@ -14,6 +14,7 @@ from collections import defaultdict, deque
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from unicodedata import normalize
 
 import cv2
 
@@ -268,13 +269,13 @@ def walk_images(root: str | Path, extensions: Collection[str] = IMAGE_EXTENSIONS
 
 
 def masks_by_stem(folder: Path) -> dict[str, str]:
-    """The masks in a folder by their stem."""
-    return {Path(name).stem: name for name in image_names(folder)}
+    """The masks in a folder by their stem, in one form of Unicode: macOS has two for "ä"."""
+    return {normalize("NFC", Path(name).stem): name for name in image_names(folder)}
 
 
 def find_mask(masks: dict[str, str], name: str) -> str | None:
     """The mask of an image among `masks_by_stem`: NAME_mask.* has priority over NAME.*."""
-    stem = Path(name).stem
+    stem = normalize("NFC", Path(name).stem)
     return masks.get(f"{stem}_mask") or masks.get(stem)
 
 

@@ -5,6 +5,7 @@ hold. Where names allow two readings, UserError shows both and the option that c
 """
 
 import re
+import unicodedata
 from collections import Counter, defaultdict
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -16,7 +17,10 @@ from datasets.prepare.names import (
     OPPOSITES,
     SPLITS,
     Names,
+    drawn_stem,
+    fold,
     is_called_masks,
+    is_numbered_mask,
     mask_stem,
     names_drawings,
     names_masks,
@@ -42,22 +46,23 @@ def read_folder(root: Path, good: str | None = None, bad: str | None = None) -> 
     only folder of defective images.
     """
     names, scan, images = Names(good, bad), Scan(root), walk_images(root).images
-    own_names = {name.casefold() for name in (good, bad) if name}
+    own_names = {fold(name) for name in (good, bad) if name}
+    stems = {(PurePosixPath(name).parent, _stem(name)) for name in images}
     for name in images:
-        if any(names_drawings(part) and part.casefold() not in own_names for part in _folders(name)):
+        is_drawn = drawn_stem(name) != _stem(name) and (PurePosixPath(name).parent, drawn_stem(name)) in stems
+        if is_drawn or any(names_drawings(part) and fold(part) not in own_names for part in _folders(name)):
             scan.left_out[name] = "drawn maps, no photographs"
     images = [name for name in images if name not in scan.left_out]
     for option, own in (("--good", good), ("--bad", bad)):
-        if own not in (None, ".") and not any(own.casefold() == part.casefold() for name in images for part in _folders(name)):
+        if own not in (None, ".") and not any(fold(own) == fold(part) for name in images for part in _folders(name)):
             raise UserError(f"{root}: there is no folder '{own}' with images in it ({option})")
     if depth := next((name for name in images if "xyz" in _folders(name)), None):
         raise UserError(f"{root}: {depth} looks like MVTec 3D-AD's positions of points, which are not supported; move xyz/ away")
     masks_above, is_class = _first_level(root, images, names)
     masks, classes = [], defaultdict(list)
-    stems = {(PurePosixPath(name).parent, PurePosixPath(name).stem.casefold()) for name in images}
     for name in images:
-        folders, place = _folders(name), PurePosixPath(name)
-        is_twin = mask_stem(name) != place.stem.casefold() and (place.parent, mask_stem(name)) in stems
+        folders = _folders(name)
+        is_twin = mask_stem(name) != _stem(name) and (PurePosixPath(name).parent, mask_stem(name)) in stems
         if is_twin or masks_above & {*folders[:1]} or any(map(names_masks, folders[not is_class :])):
             masks.append(name)
         else:
@@ -74,6 +79,10 @@ def _folders(name: str) -> list[str]:
     return name.split("/")[:-1]
 
 
+def _stem(name: str) -> str:
+    return fold(PurePosixPath(name).stem)
+
+
 def _first_level(root: Path, images: list[str], names: Names) -> tuple[set[str], bool]:
     """Which folders in root hold masks, and whether root itself is the only class."""
     inner: defaultdict[str, set[str]] = defaultdict(set)  # first folder: the folders in it
@@ -82,9 +91,12 @@ def _first_level(root: Path, images: list[str], names: Names) -> tuple[set[str],
             inner[folders[0]].update(folders[1:2])
     has_layout = {first: any(names.split(part) or names.label(part) == 0 for part in parts) for first, parts in inner.items()}
     masks = {first for first in inner if names_masks(first) and (is_called_masks(first) or not has_layout[first])}
-    if any(names.split(first) or (names.label(first) == 0 and not has_layout[first]) for first in inner.keys() - masks):
+    good = [first for first in inner.keys() - masks if names.label(first) == 0 and not has_layout[first]]
+    if good or any(map(names.split, inner.keys() - masks)):
+        if names.good is None:
+            _check_first_good(root, good, inner.keys() - masks - {*good}, names)
         return masks, True
-    plain = {first.casefold() for first in inner if not has_layout[first]}
+    plain = {fold(first) for first in inner if not has_layout[first]}
     for one, other in filter(plain.issuperset, OPPOSITES) if names.good is None else ():
         raise UserError(
             f"{root}: {one} and {other} may be good and defective images, or two classes: use --good NAME, or --good . "
@@ -100,6 +112,16 @@ def _first_level(root: Path, images: list[str], names: Names) -> tuple[set[str],
     return masks, bool(direct or (masks and not classes))
 
 
+def _check_first_good(root: Path, good: list[str], others: set[str], names: Names) -> None:
+    """UserError where "io board" beside "cpu board" may be a product: nothing else says good, defective or a split."""
+    says_nothing = all(names.label(other) is None and not names.split(other) for other in others)
+    if good and others and says_nothing and not any(map(names.says_only_good, good)):
+        raise UserError(
+            f"{root}: {min(good)} may hold good images beside defects ({', '.join(sorted(others)[:3])}), or be a class beside "
+            f"others: use --good {min(good)!r}, or rename {min(good)} if it is a class"
+        )
+
+
 def _describe(name: str, in_class: bool, names: Names) -> Image:
     parts = _folders(name)[in_class:]
     kinds = [part for part in parts if names.is_kind(part)]
@@ -111,7 +133,7 @@ def _describe(name: str, in_class: bool, names: Names) -> Image:
 
 
 def _read_class(scan: Scan, folder: str, images: list[Image], names: Names) -> None:
-    where, clsname = scan.root / folder, folder or scan.root.resolve().name or "root"
+    where, clsname = scan.root / folder, unicodedata.normalize("NFC", folder or scan.root.resolve().name or "root")
     if folder and names.label(folder) == 1 and names.good is None:
         raise UserError(
             f"{where}: '{folder}' sounds like defective images; if it is a class, name the folder of its good images with --good "
@@ -133,7 +155,7 @@ def _read_class(scan: Scan, folder: str, images: list[Image], names: Names) -> N
         label = 1 if image.label is None and image.kind and has_good else image.label  # an unknown name is a kind of defect
         if image.split is None and image.kind and splits:
             scan.left_out[image.name] = f"beside {', '.join(sorted(splits))}"
-        elif label and names.bad is not None and names.bad.casefold() not in image.name.casefold().split("/"):
+        elif label and names.bad is not None and fold(names.bad) not in fold(image.name).split("/"):
             scan.left_out[image.name] = f"not in {names.bad}"
         elif label and (image.split == "train" or (image.split == "validation" and "test" in splits)):
             scan.left_out[image.name] = f"defective, in {image.split}"
@@ -180,32 +202,45 @@ def _question(where: Path, unknown: list[Image], images: list[Image]) -> str:
 
 def _add_masks(scan: Scan, masks: list[str], is_class: bool, names: Names) -> None:
     """Give each defective image its mask: the same path without the names of splits and masks, or the only image of its stem."""
-    by_key: dict[tuple, str] = {}
-    for name in sorted(masks, key=lambda name: mask_stem(name) == PurePosixPath(name).stem.casefold()):  # NAME_mask comes first
-        if by_key.setdefault(_key(name, mask_stem(name)), name) != name:
+    by_key: dict[tuple, list[str]] = {}
+    for name in sorted(masks, key=lambda name: mask_stem(name) == _stem(name)):  # NAME_mask comes first
+        parts = by_key.setdefault(_key(name, mask_stem(name)), [])
+        if parts and not (is_numbered_mask(name) and is_numbered_mask(parts[0])):
             scan.left_out[name] = "second masks of an image"
+        else:
+            parts.append(name)
     records = list(scan.records())
-    stems = {line["filename"]: PurePosixPath(line["filename"]).stem.casefold() for line in records}
+    stems = {line["filename"]: _stem(line["filename"]) for line in records}
     of_stem = Counter((line["clsname"], stems[line["filename"]]) for line in records)
     for line in records:
         stem = stems[line["filename"]]
         key = _key(line["filename"], stem)
         flat = (*key[: 1 - is_class], stem)
-        mask = by_key.pop(key, None) or (of_stem[line["clsname"], stem] == 1 and by_key.pop(flat, None))
-        if mask and line["label"]:
-            line |= {"maskname": mask, "clsname": line.pop("clsname")}  # clsname stays last
-        elif mask and not any(names.label(part) == 0 for part in _folders(line["filename"])):
+        parts = by_key.pop(key, None) or (of_stem[line["clsname"], stem] == 1 and by_key.pop(flat, None))
+        if parts and line["label"]:
+            line |= {"maskname": _join_masks(scan, parts), "clsname": line.pop("clsname")}  # clsname stays last
+        elif parts and not any(names.label(part) == 0 for part in _folders(line["filename"])):
             raise UserError(
-                f"{scan.root}: {line['filename']} lies where all images count as good, and has the mask {mask}: move images with "
-                "defects to a folder of their own, such as bad"
+                f"{scan.root}: {line['filename']} lies where all images count as good, and has the mask {parts[0]}: move images "
+                "with defects to a folder of their own, such as bad"
             )
-        elif mask:
-            scan.left_out[mask] = "masks of good images"
-    scan.left_out |= dict.fromkeys(by_key.values(), "masks without an image")
+        elif parts:
+            scan.left_out |= dict.fromkeys(parts, "masks of good images")
+    scan.left_out |= {name: "masks without an image" for parts in by_key.values() for name in parts}
+
+
+def _join_masks(scan: Scan, parts: list[str]) -> str:
+    """The mask of an image that has these: one, or NAME_mask_1, NAME_mask_2, …, whose union NAME_mask.png will be."""
+    if len(parts) == 1:
+        return parts[0]
+    first = PurePosixPath(parts[0])
+    joined = first.with_name(f"{first.stem.rstrip('0123456789').rstrip(' ._-')}.png").as_posix()
+    scan.joined[joined] = parts
+    return joined
 
 
 def _key(name: str, stem: str) -> tuple[str, ...]:
     """What a mask shares with its image: the folders without words such as test, images and masks, and the stem."""
-    texts = [" ".join(re.findall(r"[^\W_]+", part.casefold())).replace("ground truth", "gt") for part in _folders(name)]
+    texts = [" ".join(re.findall(r"[^\W_]+", fold(part))).replace("ground truth", "gt") for part in _folders(name)]
     kept = [" ".join(word for word in text.split() if word not in MASKS | FILLERS | SPLITS.keys()) for text in texts]
     return (*filter(None, kept), stem)

@@ -100,6 +100,11 @@ def test_a_mask_named_mask_comes_before_one_named_like_the_image(tmp_path):
     assert lists_from_tree(tmp_path)[1][0]["maskname"] == "nut/ground_truth/bent/0_mask.png"
 
 
+def test_a_mask_is_found_in_either_form_of_unicode(tmp_path):
+    touch(tmp_path, "nut/train/good/0.png", "nut/test/bent/a\u0308.png", "nut/ground_truth/bent/ä_mask.png")
+    assert lists_from_tree(tmp_path)[1][0]["maskname"] == "nut/ground_truth/bent/ä_mask.png"
+
+
 def test_what_is_no_image_is_left_out(tmp_path):
     touch(tmp_path, "nut/train/good/0.png", "nut/train/good/._0.png", "nut/train/good/Thumbs.db", "nut/train/bent/0.png")
     touch(tmp_path, "nut/test/readme.png", "readme.txt", "licence/text.png")

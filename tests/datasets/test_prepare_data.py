@@ -343,6 +343,19 @@ def labels(scan) -> dict[str, int]:
             ["can/test_public/ground_truth/bad/2_mask"],
         ),
         (["bottle_label/good/0", "bottle_label/bad/1"], ["bottle_label/bad/1"], []),
+        (["OK/0", "nOK/1"], ["nOK/1"], []),
+        (["cup/iO/0", "cup/niO/1"], ["cup/niO/1"], []),
+        (["cup/i.O/0", "cup/n.i.O/1"], ["cup/n.i.O/1"], []),
+        (["Gutteile/0", "Ausschuss/1"], ["Ausschuss/1"], []),
+        (["ohne Fehler/0", "nicht ok/1"], ["nicht ok/1"], []),
+        (["良品/0", "不良品/1"], ["不良品/1"], []),
+        (["无缺陷/0", "不OK/1"], ["不OK/1"], []),
+        (["conforme/0", "non conforme/1"], ["non conforme/1"], []),
+        (["sans défaut/0", "de\u0301faut/1"], ["de\u0301faut/1"], []),
+        (["정상/0", "불량/1"], ["불량/1"], []),
+        (["ok_part/0", "bad_part/1"], ["bad_part/1"], []),
+        (["good/0", "bad/a\u0308", "masks/bad/ä"], ["bad/a\u0308"], ["masks/bad/ä"]),
+        (["good/0", "good/0_heatmap", "bad/1", "bad/overlay-1", "bad/1 anomaly map"], ["bad/1"], []),
     ],
 )
 def test_usual_names_say_which_images_are_good_which_defective_and_which_masks(tmp_path, names, defective, masks):
@@ -354,13 +367,31 @@ def test_usual_names_say_which_images_are_good_which_defective_and_which_masks(t
     assert found.keys() | {f"{name}.png" for name in masks} | scan.left_out.keys() == {f"{name}.png" for name in names}
 
 
+def test_several_masks_of_an_image_are_joined(tmp_path, prepare):
+    paint(tmp_path / "root", *(f"cup/good/{i}.png" for i in range(9)), "cup/bad/0.png", "cup/bad/1.png")
+    paint_masks(tmp_path / "root", "cup/gt/bad/0_mask_1.png", "cup/gt/bad/0_mask_2.png", "cup/gt/bad/1_mask_1.png")
+    for _ in range(2):  # what the first run has joined, the second finds
+        lists, _ = prepare("folder")
+        masks = {line[0]: line[2] for line in lists["test"] if line[1]}
+        assert masks == {"cup/bad/0.png": "cup/gt/bad/0_mask.png", "cup/bad/1.png": "cup/gt/bad/1_mask_1.png"}
+        marked = cv2.imread(str(tmp_path / "root/cup/gt/bad/0_mask.png"), cv2.IMREAD_GRAYSCALE).any(axis=1)
+        assert list(np.flatnonzero(marked)) == [1, 2]
+
+
+def test_an_option_names_a_folder_of_either_form_of_unicode(tmp_path, prepare):
+    paint(tmp_path / "root", *(f"cup/fu\u0308r gut/{i}.png" for i in range(9)), "cup/andere/0.png")
+    lists, _ = prepare("folder", "--good", "für gut")
+    assert [line[0] for line in lists["test"] if line[1]] == ["cup/andere/0.png"]
+
+
 @pytest.mark.parametrize(
     ("names", "message"),
     [
         (["fine/0", "bad/0"], "'bad' sounds like defective images.*--good"),
         (["fine/0", "pcb/NG/0"], "there is no folder of good images.*--good NAME"),
-        (["pcb/Gutteile/0", "pcb/Ausschuss/0"], r"\(Ausschuss, Gutteile\) are good.*--good NAME.*--good \.$"),
-        (["pcb/Gutteile/0", "pcb/scratch/0"], "there is no folder of good images|--good NAME"),
+        (["pcb/Muster/0", "pcb/Serie/0"], r"\(Muster, Serie\) are good.*--good NAME.*--good \.$"),
+        (["pcb/Muster/0", "pcb/scratch/0"], "there is no folder of good images|--good NAME"),
+        (["io_board/0", "cpu_board/0"], "io_board may hold good images beside defects.*--good 'io_board', or rename io_board"),
         (["bolt/good/0", "bolt/bad/0", "overview"], "overview.png.* beside folders.*--good"),
         (["bolt/0", "cap/0", "overview"], "overview.png.* beside folders.*--good"),
         (["bolt/good/0", "bolt/bad/0", "bolt/unsorted"], "unsorted.png lies beside bad, good"),
@@ -428,8 +459,8 @@ def test_the_printed_table_says_what_each_folder_was_taken_for_and_what_was_left
 
 WORDS = {
     None: ["2024-05-01", "line 3", "Ä1", "."],
-    0: ["good", "Good", "OK", "ok_front", "no_defect", "Normal2"],
-    1: ["bad", "NG", "def_front", "Scratches", "crack", "not ok", "Broken Parts"],
+    0: ["good", "Good", "OK", "ok_front", "no_defect", "Normal2", "i.O.", "合格"],
+    1: ["bad", "NG", "def_front", "Scratches", "crack", "not ok", "Broken Parts", "nOK", "nicht gut", "不OK", "niO", "Défaut"],
     2: ["mask", "Masks", "ground_truth", "GT", "labels", "Annotation"],
     3: ["train", "Train", "TEST", "testing", "validation"],
 }
