@@ -46,11 +46,14 @@ class CustomDataset(ImageDataset):
             numbered = [(number, record) for number, record in numbered if record["clsname"] == class_name]
             if not numbered:
                 raise UserError(f"{meta_file} has no image of the class '{class_name}': its classes are {', '.join(classes)}")
+        _check_repeated(numbered, meta_file)
         records = [record for _, record in numbered]
         if on_defective_train != "keep" and (defective := [place for place in numbered if place[1]["label"]]):
             number, first = defective[0]
             what = f"{len(defective)} defective images (label 1) to train on, first {meta_file}:{number}, {first['filename']}"
-            if on_defective_train == "stop" or len(defective) == len(records):
+            if len(defective) == len(records):
+                raise UserError(f"{what}; no line of a good image (label 0) is left")
+            if on_defective_train == "stop":
                 raise UserError(f"{what}; remove such lines, or set dataset.on_defective_train=skip")
             log.warning("skipped: %s", what)
             records = [record for record in records if not record["label"]]
@@ -119,6 +122,20 @@ class CustomDataset(ImageDataset):
         """As in `ImageDataset`: each image, followed by its mask if it has one."""
         pairs = zip(self.filenames, self.masknames, strict=True)
         return [describe_file(self.reader.image_dir / name) for pair in pairs for name in pair if name]
+
+
+def _check_repeated(numbered: list[tuple[int, dict]], meta_file: str) -> None:
+    """UserError where two lines call one image good and defective; a warning where they say the same."""
+    first, again = {}, []
+    for number, record in numbered:
+        earlier, label = first.setdefault(record["filename"], (number, record["label"]))
+        if label != record["label"]:
+            what = f"{record['filename']} is good in one line and defective in another, {earlier}: remove one"
+            raise UserError(f"{meta_file}:{number}: {what}")
+        if earlier != number:
+            again.append(f"{meta_file}:{number}, {record['filename']} as in line {earlier}")
+    if again:
+        log.warning("%d lines name an image again, which counts once more: the first is %s", len(again), again[0])
 
 
 def choose_held_out(records: list[dict], share: float) -> set[str]:

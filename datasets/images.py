@@ -118,12 +118,12 @@ class ImageReader:
         """The mask, H x W uint8, 1 where marked. Raises UserError as `read_rgb` does.
 
         Marked is every value above the lowest one, 0 in most files, of colours, palette indices or an alpha channel; in a file of
-        lossy compression every value above half of the largest.
+        lossy compression every value above half of the largest. UserError for colours of which none is the darkest.
         """
         # Colour and depth are kept, because both a grey conversion and a reduction to 8 bits can turn a small value into 0.
         path, flags = self.image_dir / name, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH
-        mask = _decode(path, flags, self._full_name(name), self.max_pixels).max(axis=2)  # H x W
-        alpha = None
+        colors = _decode(path, flags, self._full_name(name), self.max_pixels)  # H x W x 3
+        mask, alpha = colors.max(axis=2), None  # H x W
         with suppress(Exception), Image.open(path) as file:  # where PIL cannot, OpenCV decides
             if file.mode == "P":
                 mask = np.asarray(ImageOps.exif_transpose(file))
@@ -131,9 +131,10 @@ class ImageReader:
                 alpha = np.asarray(ImageOps.exif_transpose(file).getchannel("A"))
         if alpha is not None and alpha.shape == mask.shape and alpha.min() < alpha.max():
             mask = alpha if mask.min() == mask.max() else np.where(alpha, mask, mask.min())
-        if _is_lossy(path):
-            return (mask > mask.max() / 2).astype(np.uint8)
-        return (mask > (mask.min() if mask.min() < mask.max() else 0)).astype(np.uint8)
+        marked = mask > mask.max() / 2 if _is_lossy(path) else mask > (mask.min() if mask.min() < mask.max() else 0)
+        if marked.all() and np.ptp(colors, axis=(0, 1)).max() > mask.max() / 2:
+            raise UserError(f"{self._full_name(name)}: a mask whose colours are all equally bright; make its background black")
+        return marked.astype(np.uint8)
 
     def size(self, name: str) -> tuple[int, int]:
         """Height and width of what `read` gives, from the head of the file where that says it. Raises UserError as `read`."""

@@ -34,13 +34,22 @@ def read_text(path: str | Path, most: int = limits.FILE_BYTES, encoding: str = "
 
 
 def parse_json(text: str | bytes) -> Any:
-    """A JSON value. Raises ValueError for what is none, and for what `check_plain` refuses, such as NaN."""
+    """A JSON value. Raises ValueError for what is none, for a key that stands twice, and for what `check_plain` refuses."""
     try:
-        value = json.loads(text)
+        value = json.loads(text, object_pairs_hook=_without_repeated)
     except RecursionError:
         raise ValueError(f"more than {limits.DEPTH} levels") from None
     check_plain(value)
     return value
+
+
+def _without_repeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in content:
+            raise ValueError(f"the key {key[:100]!r} stands twice")
+        content[key] = value
+    return content
 
 
 def check_plain(value: Any) -> None:
@@ -93,6 +102,10 @@ def check_text(text: str) -> None:
 def check_path(text: str) -> None:
     """Raises ValueError for a text that no file system has as a path."""
     check_text(text)
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError:
+        raise ValueError(f"a name that this shell's locale cannot hold, {text[:100]!a}; set PYTHONUTF8=1") from None
     if any(len(os.fsencode(part)) > limits.NAME_BYTES for part in PurePath(text).parts):
         raise ValueError(
             f"a path with a name of more than {limits.NAME_BYTES} bytes, {text[:100]!r}…"

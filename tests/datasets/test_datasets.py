@@ -95,8 +95,21 @@ def test_a_defective_image_in_the_training_list_stops_with_its_line_or_is_skippe
     assert good.filenames == [f"nut/train/good/{i}.png" for i in range(4)]
     assert "skipped: 2 defective images" in caplog.text
     write_lines(folder, read_lines(folder)[4:])
-    with pytest.raises(UserError, match="2 defective images"):
+    with pytest.raises(UserError, match=r"2 defective images .*no line of a good image"):
         build_dataset(cfg | {"on_defective_train": "skip"}, "train")
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_an_image_that_a_list_names_twice_is_said_with_list_and_line(folder, caplog, monkeypatch, split):
+    monkeypatch.setattr(logging.getLogger("uniad"), "propagate", True)
+    lines = read_lines(folder)[:4]
+    write_lines(folder, [*lines, lines[1], lines[2]])
+    assert len(build_dataset(config(folder), split)) == 6
+    said = f"2 lines name an image again, which counts once more: the first is {folder}/list.json:5, nut/train/good/1.png as in"
+    assert f"{said} line 2" in caplog.text
+    write_lines(folder, [*lines, lines[1] | {"label": 1}])
+    with pytest.raises(UserError, match=r"list\.json:5: nut/train/good/1\.png is good in one line and defective in another, 2:"):
+        build_dataset(config(folder, on_defective_train="skip"), split)
 
 
 def test_samples_stand_in_the_order_of_the_lines_and_without_mask_have_an_empty_one(folder):

@@ -245,6 +245,7 @@ def test_class_and_mask_may_be_absent_or_null_and_blank_lines_are_skipped(tmp_pa
     [
         ('{"filename": "a/b/c/d.png", "label": 0', "not valid JSON"),
         ('["a/b/c/d.png"]', "not a JSON object"),
+        ('{"filename": "a/b/c/d.png", "label": 1, "label": 0}', "the key 'label' stands twice"),
         ('{"label": 0}', '"filename" is missing'),
         ('{"filename": "a/b/c/d.png"}', '"label" is missing'),
         ('{"filename": 5, "label": 0}', "filename is 5"),

@@ -108,6 +108,17 @@ def test_a_mask_is_1_wherever_a_value_is_above_the_background(tmp_path, mask):
     np.testing.assert_array_equal(read, np.eye(4))
 
 
+@pytest.mark.parametrize(("ending", "background"), [("png", "white"), ("png", "blue"), ("jpg", "white")])
+def test_a_mask_without_a_dark_background_is_named(tmp_path, ending, background):
+    mask = Image.new("RGB", (32, 32), background)
+    mask.paste("red", (8, 8, 16, 16))
+    mask.save(tmp_path / f"m.{ending}", quality=95)
+    with pytest.raises(UserError, match=rf"^m\.{ending} in image_dir .*equally bright; make its background black$"):
+        ImageReader(tmp_path).read_mask(f"m.{ending}")
+    Image.new("RGB", (32, 32), "red").save(tmp_path / f"full.{ending}", quality=95)
+    assert ImageReader(tmp_path).read_mask(f"full.{ending}").all()
+
+
 @pytest.mark.parametrize(("ending", "quality"), [("jpg", 95), ("jpg", 30), ("webp", 50)])
 def test_a_lossy_mask_has_the_regions_of_the_mask_it_was_made_of(tmp_path, ending, quality):
     mask = np.zeros((128, 128), np.uint8)

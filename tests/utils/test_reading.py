@@ -1,6 +1,8 @@
 """Limits of what is read: one line, never longer than a screen, wherever YAML, JSON, names and options enter."""
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -100,6 +102,17 @@ def test_an_override_beyond_the_limits_is_one_line(tmp_path: Path, override: str
         load_config(path, [override])
     assert str(caught.value).isprintable()
     assert len(str(caught.value)) <= MESSAGE + 3
+
+
+def test_a_name_that_the_shells_locale_cannot_hold_is_one_line_with_the_cure(tmp_path: Path) -> None:
+    (tmp_path / "list.json").write_text('{"filename": "ä.png", "label": 0, "clsname": "a"}', encoding="utf-8")
+    code = "from datasets.lists import read_list; from utils.process.cli import run; run(lambda: read_list('list.json'))"
+    plain = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0", "PYTHONPATH": str(tiny.ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=tiny.environment() | plain, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert done.stderr.endswith("a name that this shell's locale cannot hold, '\\xe4.png'; set PYTHONUTF8=1\n")
 
 
 LINES = {

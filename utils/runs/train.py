@@ -56,6 +56,9 @@ def train(config: EasyDict, process: Process, overwrite: bool = False) -> None:
     log.info("%s training images, %s test images; %s", *counts, describe_process(config, order, process))
     both = sorted({*train_set.filenames} & {*test_names})
     if both and config.dataset.type == "custom":
+        if wrong := next((name for name in both if test_set.labels[test_names.index(name)]), None):
+            lists = train_set.meta_file, test_set.meta_file
+            raise UserError(f"{wrong} is good in {lists[0]} and defective in {lists[1]}: correct one of these lists")
         log.warning("%d test images are in training too, so results say little; the first is %s", len(both), both[0])
     steps = len(build_loader(train_set, config, order, process))
     trainer = build_filler(config, process, start, seed) if fills else build_trainer(config, process, start, steps, best_by=key)

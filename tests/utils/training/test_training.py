@@ -77,6 +77,16 @@ def test_training_without_a_test_list_works_and_says_what_is_missing(path: Path,
         tiny.evaluate(path, f"saver.load_path={path.parent}/run/ckpt.pth.tar")
 
 
+def test_an_image_that_is_good_in_training_and_defective_in_test_is_named(path: Path) -> None:
+    defective = next(line for line in (path.parent / "data/test.json").read_text().splitlines() if '"label": 1' in line)
+    with open(path.parent / "data/train.json", "a") as file:
+        file.write(json.dumps({**json.loads(defective), "label": 0, "maskname": None}) + "\n")
+    name = re.escape(json.loads(defective)["filename"])
+    with pytest.raises(UserError, match=rf"^{name} is good in .*train\.json and defective in .*test\.json: correct one"):
+        train(path, "run")
+    assert not list((path.parent / "run").glob("*.pth.tar"))
+
+
 def test_without_defective_test_images_one_line_takes_the_place_of_the_table(path: Path, log_text) -> None:
     lines = (path.parent / "data/test.json").read_text().splitlines(keepends=True)
     (path.parent / "data/test.json").write_text("".join(line for line in lines if '"label": 0' in line))
