@@ -12,13 +12,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from utils.process.cli import run
+
+# isort: split
 from utils.benchmark.metrics import measure_metrics
 from utils.benchmark.report import format_report
 from utils.benchmark.speed import benchmark_config, measure_speed
 from utils.config import load_config
 from utils.files import write_text
 from utils.process.arguments import add_config_arguments, tool_parser
-from utils.process.cli import run
 
 COUNTS = Path(__file__).resolve().parent.parent / "data/MVTec-AD/counts.json"  # 1,725 test images of 15 classes
 SECTIONS = ("dataset", "criterion", "trainer", "net")

@@ -11,8 +11,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from utils.process.arguments import tool_parser
 from utils.process.cli import run
+
+# isort: split
+from utils.process.arguments import tool_parser
 from utils.runs.caches import show_caches
 
 

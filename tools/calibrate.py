@@ -15,9 +15,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from utils.process.cli import run
+
+# isort: split
 from utils.config import load_config
 from utils.process.arguments import add_config_arguments, open_share, percent, tool_parser
-from utils.process.cli import run
 from utils.runs.calibrate import calibrate_checkpoint
 
 SECTIONS = ("dataset", "saver", "evaluator", "net")

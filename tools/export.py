@@ -15,10 +15,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from utils.process.cli import run
+
+# isort: split
 from utils.errors import UserError
 from utils.predict.export import INPUTS, WRITERS, export_bundle, export_checkpoint
 from utils.process.arguments import tool_parser
-from utils.process.cli import run
 
 
 def main() -> None:

@@ -9,9 +9,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from utils.process.cli import run
+
+# isort: split
 from datasets.demo.build import build_demo
 from utils.process.arguments import tool_parser
-from utils.process.cli import run
 
 OUT = Path(__file__).resolve().parent.parent / "data" / "demo"
 

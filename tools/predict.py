@@ -17,12 +17,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from utils.process.cli import run
+
+# isort: split
 from utils.errors import UserError
 from utils.evaluation.decisions import Rule
 from utils.predict.predictor import Predictor
 from utils.predict.run import Options, predict_into
 from utils.process.arguments import finite_float, percent, positive_int, tool_parser
-from utils.process.cli import run
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -16,6 +16,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from utils.process.cli import run
+
+# isort: split
 from datasets.lists import FURTHER_PAGES, lists_from_counts
 from datasets.prepare import KINDS, read_layout
 from datasets.prepare.checks import Checked, check_images, problems
@@ -24,7 +27,6 @@ from datasets.prepare.summary import describe_duplicates, describe_folders, tabl
 from datasets.prepare.write_lists import leave_out, only_classes, split_good, write
 from utils.errors import UserError
 from utils.process.arguments import tool_parser
-from utils.process.cli import run
 from utils.reading import parse_json, read_bytes
 
 UNSPLIT = ("folder", "elpv")  # the kinds whose good images may not be split

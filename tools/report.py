@@ -17,9 +17,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from utils.process.cli import run
+
+# isort: split
 from utils.predict.report import write_prediction_report
 from utils.process.arguments import tool_parser
-from utils.process.cli import run
 from utils.report.compare import write_comparison
 from utils.report.page import write_report
 

@@ -15,8 +15,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from utils.process.arguments import positive_int, tool_parser
 from utils.process.cli import run
+
+# isort: split
+from utils.process.arguments import positive_int, tool_parser
 
 TOKEN = "UNIAD_TOKEN"
 

@@ -10,8 +10,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from utils.process.arguments import tool_parser
 from utils.process.cli import run
+
+# isort: split
+from utils.process.arguments import tool_parser
 from utils.report.summary import format_text, summarize, write_summary
 
 

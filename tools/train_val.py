@@ -15,9 +15,11 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from utils.process.cli import run
+
+# isort: split
 from utils.config import load_config, read_config
 from utils.process.arguments import add_config_arguments, tool_parser
-from utils.process.cli import run
 from utils.runs.evaluate import evaluate_checkpoint
 from utils.runs.main import run_configured
 from utils.runs.train import train

@@ -11,8 +11,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from utils.config import CLASS_OUTPUTS
 from utils.process.cli import run
+
+# isort: split
+from utils.config import CLASS_OUTPUTS
 from utils.runs.main import class_parser, run_for_class
 from utils.runs.vis_decoder import draw_check_images, train_decoder, training_classes
 

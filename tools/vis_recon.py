@@ -10,6 +10,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from utils.process.cli import run
+
+# isort: split
 from utils.runs.main import class_parser, run_for_class
 from utils.runs.vis_recon import draw_reconstructions, recon_classes
 

@@ -172,6 +172,16 @@ def test_an_argument_is_not_repeated_at_length(capsys: pytest.CaptureFixture) ->
         assert len(usage) + len(error) < 2000
 
 
+def test_an_empty_argument_is_not_the_current_folder(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    parser = tool_parser("tool")
+    parser.add_argument("--root", type=Path)
+    monkeypatch.setattr(sys, "argv", ["tool", "--root", ""])
+    with pytest.raises(SystemExit) as ended:
+        parser.parse_args()
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.endswith("error: argument 2 is empty; is a variable of the shell not set?\n")
+
+
 @pytest.mark.parametrize("allocate", [lambda: torch.empty(2**50), lambda: np.empty(2**50), lambda: bytes(2**60)])
 def test_lack_of_memory_is_one_line(allocate: Callable[[], object], monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     monkeypatch.setenv("RANK", "0")

@@ -186,6 +186,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def apply_override(raw: dict[str, Any], override: str) -> None:
     """Put the value of "dotted.key=value" into the raw configuration, in place."""
     dotted, equals, text = override.partition("=")
+    dotted = dotted.strip("\ufeff \t\r\n")  # from a table or a file; the value is taken as it is
     if not equals or not dotted:
         raise UserError(f"argument '{override}': overrides are written key=value, e.g. trainer.max_epoch=10")
     try:

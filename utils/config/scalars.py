@@ -11,6 +11,7 @@ from utils.limits import DIGITS
 from utils.reading import check_plain, check_scalar
 
 NONE = ("", "None", "null")
+OLD_NUMBER = re.compile(r"[-+]?0[0-9_]+|.*:.*")  # YAML 1.1 reads 010 as 8 and 1:30 as 90, which nobody means
 
 
 class Scalar(str):
@@ -73,7 +74,7 @@ class Loader(yaml.SafeLoader):
 def _construct(loader: Loader, node: yaml.ScalarNode) -> Any:
     value = node.value
     with suppress(ValueError, OverflowError):  # looks like a date or a number, and is none that can be used
-        if len(value) <= DIGITS:
+        if len(value) <= DIGITS and not OLD_NUMBER.fullmatch(value):
             read = yaml.SafeLoader.yaml_constructors[node.tag](loader, node)
             if isinstance(read, int | float):
                 check_scalar(read)

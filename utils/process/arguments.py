@@ -2,13 +2,22 @@
 
 import argparse
 import math
+import sys
+from collections.abc import Sequence
+from typing import Any
 
 from utils.errors import UserError
 from utils.limits import WHOLE
 
 
 class Parser(argparse.ArgumentParser):
-    """Its errors are as short as all others."""
+    """Its errors are as short as all others; an empty argument is one, not the current folder."""
+
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        args = sys.argv[1:] if args is None else [*args]
+        if "" in args:
+            self.error(f"argument {args.index('') + 1} is empty; is a variable of the shell not set?")
+        return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> None:
         super().error(str(UserError(message)))

@@ -1,4 +1,4 @@
-"""How tools end, with which exit codes."""
+"""How tools end, with which exit codes. Tools import this first: other imports take seconds, in which Ctrl-C is one line too."""
 
 import errno
 import io
@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 from utils.errors import Interrupted, UserError
 from utils.process.memory import keep_freed_memory
@@ -15,6 +16,16 @@ from utils.process.memory import keep_freed_memory
 EXIT_INTERRUPTED = 75  # EX_TEMPFAIL: the same command continues the work; train.sbatch requeues the job
 EXIT_CLOSED_PIPE = 141  # as a shell reports SIGPIPE
 SECONDS_FOR_OTHERS = 2  # to meet the same error
+
+
+def _report(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    if kind is KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, trace)
+
+
+sys.excepthook = _report
 
 
 def run(main: Callable[[], None]) -> None:

@@ -50,6 +50,21 @@ def test_paths_are_literal_and_numbers_and_lists_are_yaml():
     assert config["dataset"]["feature_cache"]["mode"] == "off"
 
 
+@pytest.mark.parametrize("blank", [" ", "\t", "\ufeff"])
+def test_blanks_around_a_key_do_not_matter(blank):
+    assert read_config(DEMO, [f"{blank}trainer.max_epoch{blank}=3"])["trainer"]["max_epoch"] == 3
+
+
+@pytest.mark.parametrize("text", ["010", "-010", "0_7", "1:30"])
+def test_a_number_that_only_old_yaml_reads_is_refused(tmp_path, text):
+    wrong = f"trainer.max_epoch must be a whole number, not '{text}'"
+    with pytest.raises(UserError, match=wrong):
+        read_config(DEMO, [f"trainer.max_epoch={text}"])
+    (tmp_path / "c.yaml").write_text(f"base: {DEMO}\ntrainer: {{max_epoch: {text}}}\n")
+    with pytest.raises(UserError, match=wrong):
+        read_config(tmp_path / "c.yaml")
+
+
 def test_a_text_key_of_a_file_needs_no_quotation_marks(tmp_path):
     path = tmp_path / "config.yaml"
     path.write_text(f"base: {DEMO}\nversion: 1.0\ndataset: {{class_name: 01}}\n")

@@ -2,6 +2,9 @@
 
 import json
 import re
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -156,3 +159,15 @@ def test_the_tool_says_it_on_stderr_and_exits_with_2(path: Path, name: str) -> N
     assert re.match(f"error: .*{FAULTS[name].message}", line)
     assert "Traceback" not in outcome.stdout
     assert files(path.parent) == before
+
+
+@pytest.mark.parametrize("tool", sorted((tiny.ROOT / "tools").glob("*.py")), ids=lambda tool: tool.stem)
+def test_ctrl_c_before_a_tool_has_started_is_one_line(tmp_path: Path, tool: Path) -> None:
+    for package in ("cv2", "numpy", "torch", "pydantic", "matplotlib"):  # whose import takes seconds, in which people press it
+        (tmp_path / f"{package}.py").write_text("raise KeyboardInterrupt")
+    environment = tiny.environment() | {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run([sys.executable, str(tool), "--help"], env=environment, capture_output=True, text=True)
+    if done.returncode == 0:  # it imports none of them
+        assert done.stdout.startswith("usage: ")
+    else:
+        assert (done.stderr, done.returncode) == ("interrupted\n", -signal.SIGINT)
