@@ -1,9 +1,11 @@
 """Signals that ask a training to save and stop: a cluster sends them before it takes the machine away."""
 
 import logging
+import os
 import signal
 import sys
 import threading
+from contextlib import suppress
 from typing import Any
 
 from utils.process.distributed import Process, maximum, stop_process
@@ -41,12 +43,19 @@ class StopSignals:
         if number == getattr(signal, "SIGHUP", None):
             silence(sys.stdout, sys.stderr)  # the terminal is gone
         elif number == signal.SIGINT:
-            log.info("Ctrl-C: this step ends and is saved; once more leaves at once")
+            _say("Ctrl-C: this step ends and is saved; once more leaves at once\n")
         self.received = number
 
     def agreed(self, process: Process) -> int:
         """The number of a signal that any process has received, else 0; the same in all processes, which must all call this."""
         return maximum(self.received, process)
+
+
+def _say(text: str) -> None:
+    """Past the log, where the log's lines are said: the signal may have come in the middle of one, which bears no second."""
+    if log.isEnabledFor(logging.INFO):
+        with suppress(OSError, ValueError):  # no terminal
+            os.write(sys.stderr.fileno(), text.encode())
 
 
 def leave_process_group() -> None:

@@ -1,6 +1,9 @@
 """A user's mistake is one line that says what is wrong and where, without a traceback or half-written files."""
 
+import io
 import json
+import logging
+import os
 import re
 import signal
 import subprocess
@@ -15,6 +18,7 @@ import torch
 from tests.helpers import tiny
 from utils.errors import UserError
 from utils.process.checkpoint import load_checkpoint
+from utils.process.signals import StopSignals
 
 IMAGE = "cup/train/good/003.png"
 
@@ -171,3 +175,34 @@ def test_ctrl_c_before_a_tool_has_started_is_one_line(tmp_path: Path, tool: Path
         assert done.stdout.startswith("usage: ")
     else:
         assert (done.stderr, done.returncode) == ("interrupted\n", -signal.SIGINT)
+
+
+class InterruptedFile(io.RawIOBase):
+    """In the middle of whose first write comes a Ctrl-C."""
+
+    written = b""
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: bytes) -> int:
+        if not self.written:
+            os.kill(os.getpid(), signal.SIGINT)
+        self.written += bytes(data)
+        return len(data)
+
+
+def test_ctrl_c_in_the_middle_of_a_line_of_the_log_loses_nothing(capfd: pytest.CaptureFixture) -> None:
+    file, log = InterruptedFile(), logging.getLogger("uniad")
+    handler = logging.StreamHandler(io.TextIOWrapper(io.BufferedWriter(file), write_through=True))
+    level = log.level
+    log.setLevel(logging.INFO)
+    log.addHandler(handler)
+    try:
+        with StopSignals() as signals:
+            log.info("a line")
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
+    assert (signals.received, file.written) == (signal.SIGINT, b"a line\n")
+    assert capfd.readouterr().err == "Ctrl-C: this step ends and is saved; once more leaves at once\n"
