@@ -24,7 +24,7 @@ from datasets.prepare import KINDS, read_layout
 from datasets.prepare.checks import Checked, check_images, problems
 from datasets.prepare.scan import Scan, shorten
 from datasets.prepare.summary import describe_duplicates, describe_folders, table
-from datasets.prepare.write_lists import leave_out, only_classes, split_good, write
+from datasets.prepare.write_lists import earlier_groups, leave_out, only_classes, split_good, write
 from utils.errors import UserError
 from utils.process.arguments import tool_parser
 from utils.reading import parse_json, read_bytes
@@ -99,7 +99,7 @@ def scan_images(args: argparse.Namespace) -> tuple[Scan, dict[str, Checked], lis
     report_bad(problems(scan, checked), args.skip_bad)
     scan = leave_out(scan, checked)
     if args.kind in UNSPLIT:
-        scan = split_good(scan, checked, args.test_share, args.seed)
+        scan = split_good(scan, checked, args.test_share, args.seed, earlier_groups(args.out))
     return scan, checked, folders
 
 

@@ -1,6 +1,7 @@
 """Finds near-duplicates (shots of a burst, resized copies) and splits images so that they stay on one side."""
 
 import hashlib
+from collections.abc import Sequence
 
 import cv2
 import numpy as np
@@ -28,12 +29,25 @@ def group(fingerprints: np.ndarray) -> np.ndarray:
     return groups
 
 
-def represent(groups: np.ndarray, digests: list[bytes]) -> list[bytes]:
-    """For each image the smallest digest of its group: what a split by content goes by."""
-    smallest: dict[int, bytes] = {}
+def represent(groups: np.ndarray, digests: list[bytes], earlier: Sequence[set[str]] = ()) -> list[bytes]:
+    """For each image the digest of its group that a split by content goes by.
+
+    It is the one that an earlier run went by, as `name_group` calls it, in the first set that has one; else the smallest: a
+    re-encoded copy that is added moves nothing.
+    """
+
+    def rank(digest: bytes) -> tuple[int, bytes]:
+        return next((place for place, known in enumerate(earlier) if name_group(digest) in known), len(earlier)), digest
+
+    first: dict[int, bytes] = {}
     for number, digest in zip(groups.tolist(), digests, strict=True):
-        smallest[number] = min(digest, smallest.get(number, digest))
-    return [smallest[number] for number in groups.tolist()]
+        first[number] = min(digest, first.get(number, digest), key=rank)
+    return [first[number] for number in groups.tolist()]
+
+
+def name_group(representative: bytes) -> str:
+    """How lists call a group of near-duplicates."""
+    return representative.hex()[:16]
 
 
 def split(representatives: list[bytes], share: float, seed: int) -> np.ndarray:

@@ -1,5 +1,7 @@
 """Leave out what cannot be used, split what is not split yet, and write the lists."""
 
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,9 +9,9 @@ import cv2
 import numpy as np
 
 from datasets.images import ImageReader
-from datasets.lists import Record, write_list
+from datasets.lists import Record, read_list, write_list
 from datasets.prepare.checks import Checked, read_joined_mask
-from datasets.prepare.near_duplicates import group, represent, split
+from datasets.prepare.near_duplicates import group, name_group, represent, split
 from datasets.prepare.scan import Scan, by_class
 from utils.errors import UserError
 from utils.files import write_atomically
@@ -36,18 +38,29 @@ def leave_out(scan: Scan, checked: dict[str, Checked]) -> Scan:
     return scan.map(usable)
 
 
-def split_good(scan: Scan, checked: dict[str, Checked], share: float, seed: int) -> Scan:
+def earlier_groups(out: Path) -> list[set[str]]:
+    """The groups of near-duplicates in the test list and in the training list of an earlier run; empty where there is none."""
+    groups: list[set[str]] = []
+    for name in ("test.json", "train.json"):
+        groups.append(set())
+        with suppress(UserError):  # none, or one that this run replaces
+            groups[-1].update(line["group"] for line in read_list(out / name) if "group" in line)
+    return groups
+
+
+def split_good(scan: Scan, checked: dict[str, Checked], share: float, seed: int, earlier: Sequence[set[str]] = ()) -> Scan:
     """Move about `share` of each class's unsplit images to test and the rest to training, near-duplicates to the same side.
 
-    Their content decides, so what was test stays test when images are added. A line's `group` is that of its near-duplicates.
+    Their content decides, so what was test stays test when images are added; `earlier`: as `earlier_groups` has them. A line's
+    `group` is that of its near-duplicates.
     """
     train, test, near_duplicates = list(scan.train), list(scan.test), {}
     for clsname, records in by_class(scan.unsplit).items():
         results = [checked[line["filename"]] for line in records]
         groups = group(np.stack([result.fingerprint for result in results]))
-        representatives = represent(groups, [result.digest for result in results])
+        representatives = represent(groups, [result.digest for result in results], earlier)
         for line, digest, tested in zip(records, representatives, split(representatives, share, seed), strict=True):
-            (test if tested else train).append(line | {"group": digest.hex()[:16]})
+            (test if tested else train).append(line | {"group": name_group(digest)})
         near_duplicates[clsname] = sum(size for size in np.unique_counts(groups).counts if size > 1)
     return replace(scan, train=train, test=test, unsplit=[], near_duplicates=near_duplicates)
 

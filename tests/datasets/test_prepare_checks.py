@@ -388,3 +388,24 @@ def test_near_duplicates_among_good_images_land_on_one_side_and_are_noted(tmp_pa
     tested = {Path(line["filename"]).stem for line in read_list(tmp_path / "out/test.json")}
     assert tested
     assert tested == {f"{int(name) ^ 1:02d}" for name in tested}
+
+
+def test_copies_that_are_added_move_nothing_from_one_side_to_the_other(tmp_path, monkeypatch):
+    arguments = ["prepare_data.py", "folder", "--root", str(tmp_path / "shots"), "--out", str(tmp_path / "out")]
+    monkeypatch.setattr(sys, "argv", arguments)
+
+    def split_of(names: list[str]) -> dict[str, bool]:
+        for index, name in enumerate(names):
+            save(tmp_path / "shots" / name, encoded(Image.fromarray(texture(index)), "JPEG" if "web" in name else "PNG"))
+        main()
+        return {
+            line["filename"]: name == "test" for name in ("train", "test") for line in read_list(tmp_path / f"out/{name}.json")
+        }
+
+    before = split_of([f"{index:02d}.png" for index in range(40)])
+    after = split_of([f"{index:02d} web.jpg" for index in range(40)])
+    assert 0 < sum(before.values()) < 40
+    assert after == {**before, **{name.replace(".png", " web.jpg"): tested for name, tested in before.items()}}
+    (tmp_path / "out/test.json").write_text("damaged")  # a list that is replaced
+    split_of([])
+    assert read_list(tmp_path / "out/test.json")
