@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from utils.errors import UserError
@@ -139,8 +140,7 @@ class ImageLoader(ShieldedLoader):
                 try:
                     self._check_patience(time.monotonic() - started)
                 except BaseException:
-                    for worker in iterator._workers:
-                        worker.kill()
+                    give_up(iterator)
                     raise
                 continue
             if answer is None:
@@ -156,6 +156,14 @@ class ImageLoader(ShieldedLoader):
             )
         if waited > 3 * POLL:
             self.while_waiting()
+
+
+def give_up(iterator: Any) -> None:
+    """End a DataLoader's workers, of which torch's handler of SIGCHLD would say in a traceback that they were killed."""
+    torch._C._remove_worker_pids(id(iterator))
+    iterator._worker_pids_set = False
+    for worker in iterator._workers:
+        worker.kill()
 
 
 def describe_lost_worker(error: Exception) -> str:

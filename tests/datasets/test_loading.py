@@ -99,6 +99,28 @@ def test_a_worker_that_hangs_while_another_fails_does_not_keep_the_run(tmp_path:
     assert (done.returncode, done.stderr) == (2, "error: image 1 is bad\n")
 
 
+ALL_HANG = """
+import sys, time
+from datasets import loading
+from utils.process.cli import run
+
+class Images(loading.SampleReader):
+    def __getitem__(self, index):
+        time.sleep(1000)
+
+loading.PATIENCE = 1
+run(lambda: list(loading.ImageLoader(Images(["0", "1"], False, "stop"), batch_size=1, num_workers=2)))
+"""
+
+
+def test_workers_that_are_given_up_leave_one_line_and_nothing_after_it(tmp_path: Path):
+    environment = {**tiny.environment(), "PYTHONPATH": str(tiny.ROOT)}
+    done = subprocess.run([sys.executable, "-c", ALL_HANG], env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: no loader worker has answered for 1 seconds")
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+
+
 def test_a_killed_worker_is_one_line_with_the_cure(tmp_path):
     path = tiny.make(tmp_path)
     options = ("dataset.workers=1", "trainer.max_epoch=500", "dataset.batch_size=1", "dataset.train.hflip=True")
