@@ -21,6 +21,9 @@ SECONDS_FOR_OTHERS = 2  # to meet the same error
 def _report(kind: type[BaseException], error: BaseException, trace: Any) -> None:
     if kind is KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
+    elif reason := describe_lack_of_memory(error):
+        print(f"error: {reason}", file=sys.stderr)
+        os._exit(2)  # Python would end with 1
     else:
         sys.__excepthook__(kind, error, trace)
 
@@ -42,6 +45,7 @@ def run(main: Callable[[], None]) -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show ends no run
     try:
+        _check_folder()
         main()
         leave(0)
     except UserError as error:
@@ -74,6 +78,9 @@ def run(main: Callable[[], None]) -> None:
         # a thread of gloo that still waits for the lost rank can abort an interpreter that shuts down slowly.
         os._exit(1)
     except OSError as error:
+        if error.errno == errno.EMFILE:
+            print(f"{prefix}too many open files: raise the limit (ulimit -n), or set dataset.workers=0", file=sys.stderr)
+            sys.exit(2)
         is_full = error.errno == errno.ENOSPC and not error.filename  # a file of ours would be named
         if not is_full and not isinstance(error, BrokenPipeError):
             raise
@@ -89,11 +96,20 @@ def run(main: Callable[[], None]) -> None:
         sys.exit(130)
 
 
-def describe_lack_of_memory(error: Exception) -> str:
+def _check_folder() -> None:
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise UserError("the current folder no longer exists: go to another one (cd)") from None
+
+
+def describe_lack_of_memory(error: BaseException) -> str:
     """A line where `error` says that memory is used up; empty otherwise."""
     first = (str(error).splitlines() or [""])[0]
-    if isinstance(error, MemoryError) or "out of memory" in first or "can't allocate memory" in first:
-        return str(UserError(f"memory is used up ({first or 'MemoryError'}): use smaller batches, images or networks"))
+    signs = ("out of memory", "can't allocate memory", "failed to map segment", "Cannot allocate memory")
+    if isinstance(error, MemoryError) or any(sign in first for sign in signs):
+        cure = "use smaller batches, images or networks, or raise the limit (ulimit -v)"
+        return str(UserError(f"memory is used up ({first or 'MemoryError'}): {cure}"))
     return ""
 
 

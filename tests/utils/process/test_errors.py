@@ -1,10 +1,12 @@
 """A user's mistake is one line that says what is wrong and where, without a traceback or half-written files."""
 
+import errno
 import io
 import json
 import logging
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -18,6 +20,7 @@ import torch
 from tests.helpers import tiny
 from utils.errors import UserError
 from utils.process.checkpoint import load_checkpoint
+from utils.process.cli import run
 from utils.process.signals import StopSignals
 
 IMAGE = "cup/train/good/003.png"
@@ -206,3 +209,31 @@ def test_ctrl_c_in_the_middle_of_a_line_of_the_log_loses_nothing(capfd: pytest.C
         log.setLevel(level)
     assert (signals.received, file.written) == (signal.SIGINT, b"a line\n")
     assert capfd.readouterr().err == "Ctrl-C: this step ends and is saved; once more leaves at once\n"
+
+
+def test_a_library_that_finds_no_memory_is_one_line_with_the_cure(tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text("raise ImportError('libtorch.so: failed to map segment from shared object')")
+    tool, environment = tiny.ROOT / "tools/train_val.py", tiny.environment() | {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run([sys.executable, str(tool), "--help"], env=environment, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: memory is used up (libtorch.so: failed to map segment")
+    assert done.stderr.endswith("raise the limit (ulimit -v)\n")
+
+
+def test_too_many_open_files_are_one_line_with_the_cure(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    def fail() -> None:
+        raise OSError(errno.EMFILE, "Too many open files", "a.png")
+
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(SystemExit) as ended:
+        run(fail)
+    line = "error: too many open files: raise the limit (ulimit -n), or set dataset.workers=0\n"
+    assert (ended.value.code, capsys.readouterr().err) == (2, line)
+
+
+def test_a_current_folder_that_was_removed_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "gone").mkdir()
+    tool = shlex.join([sys.executable, str(tiny.ROOT / "tools/prepare_data.py"), "folder", "--root", ".", "--out", "lists"])
+    command = f"rmdir ../gone && {tool}"
+    done = subprocess.run(command, shell=True, cwd=tmp_path / "gone", env=tiny.environment(), stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (2, "error: the current folder no longer exists: go to another one (cd)\n")
