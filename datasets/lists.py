@@ -25,6 +25,10 @@ from utils.reading import check_path, parse_json, read_text
 IMAGE_EXTENSIONS = {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".jp2", ".bmp", ".tif", ".tiff", ".webp", ".pgm", ".ppm", ".pnm"}
 IMAGE_EXTENSIONS |= {ending for ending in (".gif", ".avif") if cv2.haveImageWriter(f"x{ending}")}  # not in every build of OpenCV
 SYSTEM_FOLDERS = {"__macosx", "lost+found", "system volume information", "thumb", "thumbs", "thumbnails"}
+DRAWN = {  # folders of pictures, by the file that a prediction or an evaluation writes beside them
+    "predict.json": {"pictures", "masks", "maps"},
+    "metrics.json": {"vis_compound", "vis_single", "report_gallery"},
+}
 RESERVED = {"mean": "the mean of all classes", **dict.fromkeys(("pooled", "all classes"), "all classes under one threshold")}
 GOOD = "good"
 FURTHER_PAGES = "with further pages or frames, of which only the first is read"
@@ -242,6 +246,7 @@ def walk_images(root: str | Path, extensions: Collection[str] = IMAGE_EXTENSIONS
         seen.add(real)
         if below:
             tree.folders.append(below)
+        drawn = {folder for mark, folders in DRAWN.items() if mark in names for folder in folders}
         for name in names:
             path, suffix = os.path.join(real, name), os.path.splitext(name)[1].lower()
             is_folder = os.path.isdir(path)
@@ -251,6 +256,8 @@ def walk_images(root: str | Path, extensions: Collection[str] = IMAGE_EXTENSIONS
                 why = "folders of the system or of thumbnails"
             elif is_folder and os.path.realpath(path) in excluded:
                 why = "folders of this output"
+            elif is_folder and name in drawn:
+                why = "folders of pictures that an earlier run drew"
             elif is_folder:
                 why = None
                 (waiting.append if os.path.islink(path) else waiting.appendleft)(join(below, name))  # links come last

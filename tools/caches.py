@@ -23,6 +23,8 @@ def main() -> None:
     parser.add_argument("folder", metavar="DIR", help="where to look")
     parser.add_argument("--remove", type=int, metavar="DAYS", help="remove what was not used for so many days")
     args = parser.parse_args()
+    if args.remove is not None and args.remove < 0:
+        parser.error("--remove must be at least 0")
     print(show_caches(args.folder, args.remove))
 
 

@@ -434,6 +434,16 @@ def test_maps_drawn_over_photographs_are_no_photographs(tmp_path, prepare, folde
         assert f"{above}{folder}/8.png" in {line[0] for line in lists["test"]}
 
 
+@pytest.mark.parametrize(("mark", "folder"), [("predict.json", "pictures"), ("metrics.json", "vis_compound")])
+def test_what_a_prediction_or_an_evaluation_drew_is_no_photograph(tmp_path, prepare, mark, folder):
+    names = [f"cup/good/{i}.png" for i in range(4)]
+    paint(tmp_path / "root", *names, "cup/dent/8.png", *(f"results/{folder}/{name}" for name in names))
+    (tmp_path / "root/results" / mark).write_text("{}")
+    lists, rows = prepare("folder")
+    assert {line[3] for line in lists["train"] + lists["test"]} == {"cup"}
+    assert f"left out: 1 folders of pictures that an earlier run drew (results/{folder})" in map(" ".join, rows)
+
+
 def test_the_printed_table_says_what_each_folder_was_taken_for_and_what_was_left_out(tmp_path, prepare):
     root = tmp_path / "root"
     paint(root, *(f"valve/Train/Good/{i}.png" for i in range(9)), "valve/Train/Dent/0.png")

@@ -448,6 +448,8 @@ def test_what_it_wrote_into_the_folder_of_images_is_no_image(run, image: Path, t
             assert "0 images predicted, 2 were there already" in run(given, out=out)
         assert files(out) == ["0000.png", "0001.png"]
         shutil.rmtree(out / "pictures")
+    run(folder, out=folder / "monday")
+    assert "2 images predicted" in run(folder, out=folder / "tuesday")
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts/a.txt").touch()
     with pytest.raises(UserError, match=r"no image or video in it; left out: 1 of type \.txt \(a\.txt\)"):

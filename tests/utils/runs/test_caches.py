@@ -53,3 +53,10 @@ def test_old_caches_are_shown_and_removed_and_a_used_one_stays(tmp_path: Path, r
 def test_a_folder_that_is_not_there_is_said(run, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nowhere is not a folder"):
         run(tmp_path / "nowhere")
+
+
+def test_a_negative_number_of_days_removes_nothing(run, tmp_path: Path, capsys) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run(tmp_path, "--remove", -3)
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.endswith("error: --remove must be at least 0\n")
