@@ -78,8 +78,9 @@ def find_inputs(given: Sequence[str], out: str | Path) -> Inputs:
     own = (out / "pictures", out / "masks", out / "maps")
     for text in given:
         path = Path(os.path.abspath(os.path.expanduser(text)))
-        if text.startswith(STREAMS):
-            found.camera = text
+        scheme, mark, rest = text.partition("://")
+        if (address := f"{scheme.lower()}{mark}{rest}").startswith(STREAMS):
+            found.camera = address
             continue
         if os.path.isdir(path):
             root, reason = path, "there is no image or video in it"

@@ -581,7 +581,7 @@ def test_a_served_video_ends_at_its_end(run, serve, tmp_path: Path) -> None:
     assert len(files(tmp_path / "out")) == 4
 
 
-@pytest.mark.parametrize("address", ["http://127.0.0.1:9/a.mp4", "rtsp://127.0.0.1:9/stream"])
+@pytest.mark.parametrize("address", ["http://127.0.0.1:9/a.mp4", "rtsp://127.0.0.1:9/stream", "HTTP://127.0.0.1:9/a.mp4"])
 def test_a_stream_that_does_not_answer_is_one_line(run, address: str) -> None:
     with pytest.raises(UserError, match="stream cannot be opened: check its connection and its address"):
         run(address)
