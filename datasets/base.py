@@ -19,8 +19,7 @@ DONOR_SHARE = 1 / 3  # share of the artificial defects that are filled from anot
 class ImageDataset(SampleReader):
     """Labelled images; a subclass implements `load`, `size`, `read_rgb` and `sources`.
 
-    `insides`: by class the region of interest, H x W bool of the network's input; no entry: all is inside. Where photographs are
-    cut into `tiles` (see datasets.tiled), a class has none.
+    `roi`: the region of interest; None: all is inside. `tiles`: how datasets.tiled cuts the photographs; None: it does not.
 
     A sample is a dict: image 3 x H x W float32, mask 1 x H x W float32 in {0, 1}, label 0 (normal) or 1 (anomalous),
     clsname, filename, height and width (of the original), index (its position in the data set). With `pseudo_anomalies` a
@@ -50,10 +49,9 @@ class ImageDataset(SampleReader):
         self.epoch = 0
         self.pseudo_anomalies = pseudo_anomalies
         self.roi, self.tiles = roi, tiles
-        whole = roi if tiles is None else None
-        self.insides = {name: whole.inside(name, transform.input_size) for name in set(clsnames)} if whole else {}
-        if cut := next((name for name, inside in self.insides.items() if not transform.middle(inside).any()), None):
-            raise UserError(f"dataset.roi: dataset.crop leaves nothing of the region of '{cut}'")
+        for name in set(clsnames) if roi and tiles is None else ():
+            if not self.seen_inside(name).any():
+                raise UserError(f"dataset.roi: dataset.crop leaves nothing of the region of '{name}'")
         self.resized: Any = None  # rows of a cache of images, datasets.cached.Rows
 
     def load(self, index: int) -> tuple[np.ndarray, np.ndarray | None]:
@@ -82,7 +80,7 @@ class ImageDataset(SampleReader):
 
     def seen_inside(self, clsname: str) -> np.ndarray | None:
         """The class's region of interest in a sample, H x W bool; None: all is inside."""
-        return self.transform.middle(self.insides[clsname]) if clsname in self.insides else None
+        return self.transform.middle(self.roi.inside(clsname, self.transform.input_size)) if self.roi else None
 
     def size(self, index: int) -> tuple[int, int]:
         """Height and width of the original. UserError as for `load`."""
@@ -90,7 +88,7 @@ class ImageDataset(SampleReader):
 
     def inside(self, index: int) -> np.ndarray | None:
         """The region of interest, H x W bool of the network's input, before a crop; None: all is inside."""
-        return self.insides.get(self.clsnames[index])
+        return self.roi.inside(self.clsnames[index], self.transform.input_size) if self.roi else None
 
     def sources(self) -> list[tuple[str, int, int]]:
         """Path, size in bytes and modification time in ns of every file that samples are read from, in the samples' order."""

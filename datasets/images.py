@@ -139,8 +139,9 @@ class ImageReader:
     def size(self, name: str) -> tuple[int, int]:
         """Height and width of what `read` gives, from the head of the file where that says it. Raises UserError as `read`."""
         with suppress(Exception), Image.open(self.image_dir / name) as file:  # a damaged file raises any of many kinds
-            turned = "exif" in file.info and file.getexif().get(ORIENTATION, 1) != 1
-            if file.format in ("BMP", "JPEG", "PNG") and not turned and file.width * file.height <= self.max_pixels:
+            tags = file.tag_v2 if file.format == "TIFF" else file.getexif() if "exif" in file.info else {}
+            known = file.format in ("BMP", "JPEG", "MPO", "PNG", "TIFF", "WEBP") and tags.get(ORIENTATION, 1) == 1
+            if known and file.width * file.height <= self.max_pixels:
                 return file.height, file.width
         return self.read(name).shape[:2]
 

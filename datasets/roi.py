@@ -82,12 +82,17 @@ class Roi:
         self.known[(clsname, *size)] = inside
         return inside
 
-    def part(self, clsname: str | None, size: Sequence[int], box: Sequence[float]) -> np.ndarray:
-        """H x W bool of `size`: of a part of the photograph, see WHOLE."""
+    def of_map(self, clsname: str | None, size: Sequence[int]) -> np.ndarray:
+        """H x W bool of `size`, a map's. Where no pixel lies inside as a whole, those that touch the region: never nothing."""
+        inside = self.part(clsname, size, WHOLE)
+        return inside if inside.any() else self.part(clsname, size, WHOLE, least=1)
+
+    def part(self, clsname: str | None, size: Sequence[int], box: Sequence[float], least: int = 255) -> np.ndarray:
+        """H x W bool of `size`: of a part of the photograph, see WHOLE. least: of 255 parts, that lie inside of a pixel."""
         mask = self.mask(clsname)
         sides = box * np.tile(mask.shape, 2)  # in pixels of the mask
         corners = (sides[1], sides[0], sides[3], sides[2])
-        return resize(mask * np.uint8(255), size, Image.Resampling.BILINEAR, corners) == 255
+        return resize(mask * np.uint8(255), size, Image.Resampling.BILINEAR, corners) >= least
 
 
 def decode(entry: Sequence[str]) -> tuple[str, np.ndarray]:

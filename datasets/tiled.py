@@ -12,12 +12,15 @@ from utils.errors import UserError
 class TileDataset(ImageDataset):
     """Each tile of each photograph of `whole` is a sample, with its photograph's name, label and class.
 
-    The tiles of a photograph follow each other, so that one pass decodes it once. Tiles outside of the region of interest are
-    left out. `layouts` has the tiles of each photograph, `photographs` the position in `whole` of each sample's.
+    The tiles of a photograph follow each other, so that a process which reads them in turn decodes it once. Tiles outside of the
+    region of interest are left out. `layouts` has the tiles of each photograph, `photographs` the position in `whole` of each
+    sample's. Where bad images are skipped, each photograph is read now, and one that cannot be is a single sample, a bad one.
     """
 
     def __init__(self, whole: ImageDataset) -> None:
-        self.whole, self.layouts = whole, [find_layout(whole, index) for index in range(len(whole))]
+        self.whole = whole
+        self.failed: dict[int, str] = {}  # why photographs cannot be read, by position
+        self.layouts = [self._find_layout(index) for index in range(len(whole))]
         numbered = [(photo, number) for photo, layout in enumerate(self.layouts) for number in range(len(layout.places))]
         self.photographs, self.numbers = map(list, zip(*numbered, strict=True))
         super().__init__(
@@ -37,6 +40,8 @@ class TileDataset(ImageDataset):
     def load(self, index: int) -> tuple[np.ndarray, np.ndarray | None]:
         """As in `ImageDataset`; UserError also for a photograph whose size has changed."""
         photo, number = self.photographs[index], self.numbers[index]
+        if photo in self.failed:
+            raise UserError(self.failed[photo])
         layout = self.layouts[photo]
         if self.last is None or self.last[0] != photo:
             self.last = None  # frees its memory
@@ -48,6 +53,22 @@ class TileDataset(ImageDataset):
         _, image, mask = self.last
         return layout.cut(image, number), None if mask is None else layout.cut(mask, number)
 
+    def _find_layout(self, index: int) -> Layout:
+        """A photograph's tiles."""
+        whole, skips = self.whole, self.whole.on_bad_image == "skip"
+        try:
+            size = whole.load(index)[0].shape[:2] if skips else whole.size(index)
+            try:
+                layout = whole.tiles.layout(size)
+                return layout.inspected(whole.roi, whole.clsnames[index], whole.transform.input_size)
+            except UserError as error:
+                raise UserError(f"{whole.filenames[index]}: {error}") from None
+        except UserError as error:
+            if not skips:
+                raise
+            self.failed[index] = str(error)
+            return Layout(whole.tiles.size, whole.tiles.size, ((0, 0),))
+
     def inside(self, index: int) -> np.ndarray | None:
         """As in `ImageDataset`."""
         if self.roi is None:
@@ -58,17 +79,6 @@ class TileDataset(ImageDataset):
     def sources(self) -> list[tuple[str, int, int]]:
         """Those of the photographs."""
         return self.whole.sources()
-
-
-def find_layout(data: ImageDataset, index: int) -> Layout:
-    """A photograph's tiles. One that cannot be read has one tile, which is a bad image."""
-    try:
-        size = data.size(index)
-    except UserError:
-        if data.on_bad_image == "stop":
-            raise
-        size = data.tiles.size
-    return data.tiles.layout(size).inspected(data.roi, data.clsnames[index], data.transform.input_size)
 
 
 def in_tiles(data: ImageDataset) -> ImageDataset:

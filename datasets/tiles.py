@@ -85,12 +85,15 @@ class Layout:
 
     def join(self, maps: Iterable[np.ndarray], size: Sequence[int]) -> np.ndarray:
         """The whole map, float32, of the tiles' maps, each of `size`: neighbours are blended linearly where they overlap."""
-        joined = np.zeros(self.joined_size(size), np.float32)
-        weights = [axis_weights({s[axis] for s in self.places}, self.tile[axis], size[axis]) for axis in (0, 1)]
-        for (top, left), window, one in zip(self.places, self.windows(size), maps, strict=True):
+        weight = ramp(size[0])[:, None] * ramp(size[1])
+        joined, total = (np.zeros(self.joined_size(size), np.float32) for _ in range(2))
+        for window in self.windows(size):
+            part = total[window]
+            part += weight[: part.shape[0], : part.shape[1]]
+        for window, one in zip(self.windows(size), maps, strict=True):
             part = joined[window]
-            weight = weights[0][top][:, None] * weights[1][left]
-            part += (weight * one)[: part.shape[0], : part.shape[1]]
+            seen = slice(part.shape[0]), slice(part.shape[1])
+            part += weight[seen] / total[window] * one[seen]  # the weights first: of one tile they are exactly 1
         return joined
 
     def join_masks(self, masks: Iterable[np.ndarray], size: Sequence[int]) -> np.ndarray:
@@ -107,14 +110,9 @@ def place(start: int, side: int, size: int) -> int:
     return round(start * size / side)
 
 
-def axis_weights(begins: Iterable[int], side: int, size: int) -> dict[int, np.ndarray]:
-    """By the start of a tile on an axis, the weights of its map's `size` pixels there: highest in its middle, in all 1."""
-    height = np.minimum(np.arange(1, size + 1), np.arange(size, 0, -1)).astype(np.float32)
-    places = {begin: place(begin, side, size) for begin in begins}
-    total = np.zeros(max(places.values()) + size, np.float32)
-    for where in places.values():
-        total[where : where + size] += height
-    return {begin: height / total[where : where + size] for begin, where in places.items()}
+def ramp(size: int) -> np.ndarray:
+    """The weights of a tile's map on an axis: highest in its middle."""
+    return np.minimum(np.arange(1, size + 1), np.arange(size, 0, -1)).astype(np.float32)
 
 
 def continued(picture: np.ndarray, size: Sequence[int]) -> np.ndarray:

@@ -81,6 +81,26 @@ def test_the_region_of_interest_of_a_tile_is_that_of_the_photograph(size: tuple[
         assert differs.mean() <= 1 / 64  # a column at the edge
 
 
+@pytest.mark.parametrize("scale", [16, 32, 64])
+def test_tiles_of_a_bent_region_are_blended_to_their_own_values(scale: int) -> None:
+    """Where a neighbour is missing, the others have all of the weight."""
+    mask = np.zeros((100, 100), bool)
+    mask[:60, :20] = mask[50:60] = True
+    roi = Roi({"": mask})
+    layout = Tiles((64, 64), 40).layout((300, 260)).inspected(roi, None, (64, 64))
+    assert 1 < len(layout.places) < len(Tiles((64, 64), 40).layout((300, 260)).places)
+    joined = layout.join(np.ones((len(layout.places), scale, scale)), (scale, scale))
+    np.testing.assert_allclose(joined[roi.of_map(None, joined.shape)], 1, atol=1e-5)
+
+
+def test_the_region_of_interest_of_a_small_map_is_never_empty() -> None:
+    mask = np.zeros((100, 100), bool)
+    mask[10:13] = True
+    inside = Roi({"": mask}).of_map(None, (8, 8))
+    assert inside[0].all() or inside[1].all()
+    assert inside.sum() <= 16
+
+
 def test_tiles_outside_of_the_region_of_interest_are_left_out() -> None:
     mask = np.zeros((100, 100), bool)
     mask[:, 80:] = True
@@ -111,6 +131,7 @@ FILES = {
     "plain.png": {},
     "plain.bmp": {},
     "plain.tif": {},
+    "turned.tif": {"tiffinfo": {0x0112: 6}},
     "plain.webp": {},
     **{f"turned{n}.jpg": {"exif": exif(n)} for n in (1, 3, 6, 8)},
     **{f"turned{n}.png": {"exif": exif(n)} for n in (1, 6)},

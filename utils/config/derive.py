@@ -15,6 +15,7 @@ from utils import optim
 from utils.config.schema import MAKES_MAPS, MEMORY, RECONSTRUCTIONS, SUBNET_KINDS
 from utils.config.validation import nearest
 from utils.errors import UserError
+from utils.limits import PIXELS
 
 log = logging.getLogger("uniad")
 
@@ -54,8 +55,11 @@ def check_tiles(config: dict[str, Any]) -> None:
     size, overlap = data["tiles"]["size"], data["tiles"]["overlap"]
     if overlap >= min(size):
         raise UserError(f"dataset.tiles.overlap {overlap} must be less than the sides of a tile, {size}")
-    if any({**data, **data[split]}.get("crop") for split in ("train", "test")):
-        raise UserError("dataset.crop would cut the edges of each tile: leave it out, or dataset.tiles")
+    for merged in ({**data, **data[split]} for split in ("train", "test")):
+        if merged.get("crop"):
+            raise UserError("dataset.crop would cut the edges of each tile: leave it out, or dataset.tiles")
+        if merged["image_reader"]["kwargs"]["max_pixels"] != PIXELS:
+            raise UserError("dataset.image_reader.kwargs.max_pixels would halve photographs before they are cut: leave it out")
     for subnet in config["net"]:
         if subnet["kwargs"].get("save_recon"):
             raise UserError(f"net.{subnet['name']}.kwargs.save_recon is for whole images, not for dataset.tiles: leave one out")

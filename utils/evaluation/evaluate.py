@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from datasets.loading import ImageLoader
-from datasets.roi import WHOLE, Roi
+from datasets.roi import Roi
 from datasets.tiled import TileDataset, tiles_of
 from datasets.tiles import Layout
 from models.necks import MFCN
@@ -117,7 +117,7 @@ class Evaluation:
     def inside(self, position: int) -> np.ndarray | None:
         """The region of interest, HxW bool; None: all."""
         clsname = self.clsnames[position]
-        return self.roi.part(clsname, self.map_size(position), WHOLE) if self.roi else self.insides.get(clsname)
+        return self.roi.of_map(clsname, self.map_size(position)) if self.roi else self.insides.get(clsname)
 
     def inspected(self, position: int) -> float:
         """The share of the image that is inspected."""
@@ -183,7 +183,7 @@ def evaluate(
     """
     network.eval()
     parts, data, tiles = [], loader.dataset, tiles_of(loader.dataset)
-    regions = {name: data.seen_inside(name) for name in set(data.clsnames)}
+    regions = {} if tiles else {name: data.seen_inside(name) for name in set(data.clsnames)}
     insides = {name: form.inside(inside) for name, inside in regions.items() if inside is not None}
     names = feature_names(loader.dataset.filenames, loader.dataset.clsnames) if recon_dir is not None else []
     for batch in tqdm(loader, desc="evaluate", leave=False, disable=None if process.is_main else True):

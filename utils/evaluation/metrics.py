@@ -117,7 +117,8 @@ def image_score(
     """The score of an image, HxW.
 
     name: mean, std (of the population), top, the mean of the highest pixels, whose share is `option`, or max, over the means of
-    windows whose size is `option`. inside: HxW bool, the pixels that count; None: all. The map is 0 elsewhere, also in windows.
+    windows whose size is `option`, but no larger than the map. inside: HxW bool, the pixels that count; None: all. The map is 0
+    elsewhere, also in windows.
     """
     if inside is not None and name != "max":
         anomaly_map = anomaly_map[inside]
@@ -130,10 +131,8 @@ def image_score(
         return anomaly_map.std(dtype=np.float64)
     if option is None:
         return anomaly_map.max()
-    (height, width), (h, w) = option, anomaly_map.shape
-    rows, columns = h - height + 1, w - width + 1  # positions of the window
-    if rows < 1 or columns < 1:
-        raise UserError(f"avgpool_size {height}x{width} is larger than the maps ({h}x{w})")
+    height, width = map(min, option, anomaly_map.shape)  # a small photograph in tiles has a small map
+    rows, columns = (side - part + 1 for side, part in zip(anomaly_map.shape, (height, width), strict=True))  # its positions
     # Anchored at its first pixel, the window lies inside the image at the first rows and columns. Its sums run on in float64;
     # in the precision of the maps, windows of equal content have equal means again.
     means = cv2.boxFilter(anomaly_map.astype(np.float64), -1, (width, height), anchor=(0, 0))

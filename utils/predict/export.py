@@ -211,10 +211,10 @@ def sample_images(predictor: Predictor, dataset: dict[str, Any]) -> tuple[np.nda
         data = build_dataset(dataset, "test")
         chosen = np.linspace(0, len(data) - 1, min(CHECKED, len(data))).astype(int)
         pictures, kind = [data.read_rgb(index) for index in chosen], "test images"
+        prepared = [predictor.prepare(rgb).images for rgb in pictures]
     except UserError:
         size = (CHECKED, *predictor.engine.input_size, 3)
-        pictures, kind = np.random.default_rng(0).integers(0, 256, size, dtype=np.uint8), "random images"
-    prepared = [predictor.prepare(rgb).images for rgb in pictures]
+        prepared, kind = np.random.default_rng(0).integers(0, 256, size, dtype=np.uint8)[:, None], "random images"
     return np.stack([images[number % len(images)] for number, images in enumerate(prepared)]), kind
 
 

@@ -29,7 +29,7 @@ def is_size(value: Any) -> bool:
 
 def is_option(value: Any) -> bool:
     """A window or a share of a score."""
-    return value is None or is_size(value) or (isinstance(value, float) and 0 <= value <= 1)
+    return value is None or is_size(value) or (type(value) in (int, float) and 0 <= value <= 1)
 
 
 def is_tiles(value: Any) -> bool:

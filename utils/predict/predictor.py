@@ -16,13 +16,13 @@ import cv2
 import numpy as np
 
 from datasets.images import RESAMPLE, Picture, convert_color, resize, to_rgb
-from datasets.roi import WHOLE, Roi
+from datasets.roi import Roi
 from datasets.tiles import Layout, Tiles
 from utils.errors import UserError
 from utils.evaluation.calibration import Calibration
 from utils.evaluation.metrics import ScoreKey, image_score
 
-TILES = 8  # that go through the engine together
+AT_ONCE = 8  # tiles that go through the engine together
 
 
 class Engine(Protocol):
@@ -146,13 +146,13 @@ class Predictor:
         return [(float(score), one, inside) for score, one, inside in zip(scores, maps, insides, strict=True)]
 
     def _join(self, prepared: Prepared) -> tuple[float, np.ndarray, np.ndarray | None]:
-        batches = (prepared.images[start : start + TILES] for start in range(0, len(prepared.images), TILES))
+        batches = (prepared.images[start : start + AT_ONCE] for start in range(0, len(prepared.images), AT_ONCE))
         maps = chain.from_iterable(self.engine(batch)[1] for batch in batches)
         first = next(maps)
         anomaly_map = prepared.layout.join(chain([first], maps), first.shape)
         inside = None
         if roi := self.engine.roi:
-            inside = roi.part(prepared.class_name, anomaly_map.shape, WHOLE)
+            inside = roi.of_map(prepared.class_name, anomaly_map.shape)
             anomaly_map[~inside] = 0
         return float(image_score(anomaly_map, *self.engine.score_key, inside)), anomaly_map, inside
 

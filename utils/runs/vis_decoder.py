@@ -85,7 +85,8 @@ def check_set(config: EasyDict) -> ImageDataset:
     """The class's test images, or its training images if the configuration has no test list; never augmented."""
     cfg = to_plain(config.dataset)
     has_own = {**cfg, **cfg["test"]}.get("meta_file")
-    return build_dataset(cfg if has_own else {**cfg, "test": cfg["train"]}, "test")
+    whole = {**cfg, "tiles": None}  # a sheet shows photographs
+    return build_dataset(whole if has_own else {**whole, "test": cfg["train"]}, "test")
 
 
 def check_net(config: EasyDict) -> None:

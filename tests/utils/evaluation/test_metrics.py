@@ -191,6 +191,8 @@ def test_equal_windows_at_different_places_have_equal_means() -> None:
     assert len(set(image_scores(maps, "max", (16, 16)).tolist())) == 1
 
 
-def test_a_window_larger_than_the_maps_is_an_error() -> None:
-    with pytest.raises(UserError, match=r"avgpool_size 8x30 is larger than the maps \(20x24\)"):
-        image_scores(np.zeros((1, 20, 24), np.float32), "max", (8, 30))
+def test_a_window_is_no_larger_than_the_map() -> None:
+    """Of a small photograph in tiles; a configuration's window may not be larger than the network's map."""
+    maps = np.random.default_rng(0).random((1, 20, 24), np.float32)
+    assert image_scores(maps, "max", (8, 30)) == image_scores(maps, "max", (8, 24))
+    assert image_scores(maps, "max", (80, 30)) == pytest.approx(maps.mean())

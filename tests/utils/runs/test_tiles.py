@@ -237,6 +237,65 @@ def test_a_photograph_that_cannot_be_read_is_skipped_as_a_whole(trained: Path, t
     assert not [name for name in result.filenames if name == f"cup/test/good/{bad.name}"]
 
 
+def test_a_damaged_photograph_is_one_bad_sample(tmp_path: Path) -> None:
+    """Its head says that it would have many tiles. It changes neither a class's share in a memory nor the number of steps."""
+    path = make(tmp_path)
+    bad = tmp_path / "data/cup/train/good/002.png"
+    noise = np.random.default_rng(0).integers(0, 256, (1200, 1500, 3), dtype=np.uint8)
+    tiny.save_image(bad, noise)
+    bad.write_bytes(bad.read_bytes()[: bad.stat().st_size // 2])
+    data = in_tiles(build_dataset(to_plain(load_config(path, (TILES, "dataset.on_bad_image=skip")).dataset), "train"))
+    assert data.filenames.count("cup/train/good/002.png") == 1
+    tiny.train(path, tiny.MEMORY, TILES, "dataset.on_bad_image=skip")
+    memory = Predictor.from_checkpoint(tmp_path / "checkpoints/ckpt.pth.tar").engine.memory
+    assert np.bincount(memory.owner).tolist() == [100, 100]
+    with pytest.raises(UserError, match=r"cup/train/good/002\.png .*is not an image"):
+        tiny.train(path, tiny.MEMORY, TILES, overwrite=True)
+
+
+SMALL = "evaluator.map={size: [8, 8]}"  # of a tile
+BAND = [[[0, 0.1], [1, 0.1], [1, 0.16], [0, 0.16]]]
+
+
+def test_a_thin_region_in_small_maps_has_scores(tmp_path: Path) -> None:
+    path = make(tmp_path)
+    (tmp_path / "roi.json").write_text(json.dumps(BAND))
+    scores_of = "evaluator.metrics.auc=[{name: max}, {name: mean}, {name: std}, {name: top}, {name: pixel}]"
+    overrides = ("dataset.roi=roi.json", TILES, SMALL, scores_of, "dataset.holdout=0.4")
+    tiny.train(path, *overrides)
+    calibrate_checkpoint(load_config(path, overrides), tmp_path / "checkpoints/ckpt.pth.tar", 0.5)
+    tiny.evaluate(path, *overrides)
+    export_bundle(tmp_path / "checkpoints/ckpt.pth.tar", tmp_path / "line")
+    predictor, there = (
+        Predictor.from_checkpoint(tmp_path / "checkpoints/ckpt.pth.tar"),
+        anomaly.Predictor(tmp_path / "line/model.onnx"),
+    )
+    files = files_of(path)
+    values, _ = predictor(files)
+    assert min(values) > 0
+    np.testing.assert_allclose(values, scores(path)[predictor.engine.score], rtol=1e-5)
+    np.testing.assert_allclose(values, [there(file).score for file in files], rtol=1e-5)
+
+
+def test_a_photograph_smaller_than_the_window_of_its_score_has_a_score(trained: Path, tmp_path: Path) -> None:
+    tiny.save_image(tmp_path / "in/thin.png", np.full((1, 200, 3), 90, np.uint8))
+    checkpoint = trained.parent / "checkpoints/ckpt.pth.tar"
+    export_bundle(checkpoint, tmp_path / "line")
+    engine = Predictor.from_checkpoint(checkpoint).engine
+    engine.score, engine.score_key = "max", ("max", (16, 16))
+    score, anomaly_map = Predictor(engine)(tmp_path / "in/thin.png")
+    assert anomaly_map.shape == (1, 200)
+    there = anomaly.Predictor(tmp_path / "line/model.onnx")
+    there.metadata |= {"score": "max", "score_option": [16, 16]}
+    assert there(tmp_path / "in/thin.png").score == pytest.approx(score, rel=1e-5)
+
+
+def test_an_error_of_a_photograph_names_it(trained: Path) -> None:
+    (trained.parent / "edge.json").write_text(json.dumps([[[0.98, 0], [0.99, 0], [0.99, 0.01], [0.98, 0.01]]]))
+    with pytest.raises(UserError, match=r"(cup|tile)/train/good/\d+\.png: dataset\.roi: no tile shows anything"):
+        tiny.train(trained, "dataset.roi=edge.json", "saver.save_dir=other")
+
+
 def test_a_class_is_added_from_tiles(tmp_path: Path) -> None:
     path = make(tmp_path)
     tiny.train(path, tiny.MEMORY, TILES, "dataset.class_name=cup")
@@ -254,6 +313,7 @@ FAULTS = {
     "no overlap": ("dataset.tiles={size: [64, 32]}", r"dataset\.tiles\.overlap is missing"),
     "size": ("dataset.tiles={size: 64, overlap: 3}", r"dataset\.tiles\.size must be two positive whole numbers"),
     "crop": ("dataset.crop=[32, 32]", r"dataset\.crop would cut the edges of each tile"),
+    "max_pixels": ("dataset.image_reader.kwargs.max_pixels=1000", r"max_pixels would halve photographs"),
     "save_recon": ("net.reconstruction.kwargs.save_recon={save_dir: f}", r"save_recon is for whole images"),
     "cifar10": ("dataset.type=cifar10", "custom, not cifar10"),
 }

@@ -18,9 +18,9 @@ import math
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from itertools import islice, product
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ MODEL = Path(__file__).with_name("model.onnx")
 FORMAT_VERSION = "2"  # of the model's inputs, outputs and metadata
 METADATA = ("input_size", "color_mode", "resample", "score", "score_option", "calibration", "roi", "fill", "tiles")  # used
 TOP_SHARE = 0.01  # of the pixels, whose mean is the score top
-TILES = 8  # that go through the network together
+AT_ONCE = 8  # tiles that go through the network together
 RESAMPLE = {"bilinear": Image.Resampling.BILINEAR, "lanczos": Image.Resampling.LANCZOS}
 GREY = (9798, 19235, 3735)  # weights of R, G and B, in 1 / 32768
 
@@ -128,38 +128,38 @@ class Predictor:
 
     def score_tiles(self, rgb: np.ndarray) -> tuple[float, np.ndarray, np.ndarray | None]:
         """As `score_whole`; the tiles' maps are blended where they overlap."""
-        tiles, joined = self.tiles(rgb), None
-        while batch := list(islice(tiles, TILES)):
-            (maps,) = self.session.run(["map"], {"image": np.stack([image for _, image in batch])})
-            joined = joined or JoinedMap(rgb.shape[:2], self.tile, self.overlap, maps.shape[1:])
-            for (place, _), one in zip(batch, maps, strict=True):
-                joined.add(place, one)
-        if joined is None:
+        grid = (starts(*sides, self.overlap) for sides in zip(rgb.shape[:2], self.tile, strict=True))
+        places = [place for place in product(*grid) if self.roi is None or self.inside(place, rgb.shape[:2]).any()]
+        if not places:
             raise ImageError("none of its tiles shows anything of the region of interest")
+        joined = None
+        for start in range(0, len(places), AT_ONCE):
+            batch = places[start : start + AT_ONCE]
+            (maps,) = self.session.run(["map"], {"image": np.stack([self.cut(rgb, place) for place in batch])})
+            joined = joined or JoinedMap(rgb.shape[:2], self.tile, places, maps.shape[1:])
+            for place, one in zip(batch, maps, strict=True):
+                joined.add(place, one)
         anomaly_map, inside = joined.map, None
         if self.roi is not None:
             inside = resize_mask(self.roi, *anomaly_map.shape)
+            inside = inside if inside.any() else resize_mask(self.roi, *anomaly_map.shape, least=1)
             anomaly_map[~inside] = 0
         return image_score(anomaly_map, self.metadata["score"], self.metadata["score_option"], inside), anomaly_map, inside
 
-    def tiles(self, rgb: np.ndarray) -> Iterator[tuple[tuple[int, int], np.ndarray]]:
-        """Top and left of each tile that shows anything of the region of interest, and the tile as the network takes it."""
-        size = self.tile
+    def cut(self, rgb: np.ndarray, place: tuple[int, int]) -> np.ndarray:
+        """The tile whose top and left are `place`, as the network takes it."""
+        (top, left), (height, width) = place, self.tile
+        image = self.prepare(mirrored(rgb[top : top + height, left : left + width], self.tile))
+        if self.roi is None:
+            return image
         fill = np.array(self.metadata["fill"]) / (1 if self.takes_uint8 else 255)
-        for place in product(*(starts(*sides, self.overlap) for sides in zip(rgb.shape[:2], size, strict=True))):
-            seen = rgb[place[0] : place[0] + size[0], place[1] : place[1] + size[1]]
-            image = self.prepare(mirrored(seen, size))
-            if self.roi is not None:
-                inside = self.inside(place, seen.shape[:2], rgb.shape[:2])
-                if not inside.any():
-                    continue
-                image = np.where(inside[..., None], image, fill).astype(image.dtype)
-            yield place, image
+        return np.where(self.inside(place, rgb.shape[:2])[..., None], image, fill).astype(image.dtype)
 
-    def inside(self, place: tuple[int, int], seen: Sequence[int], size: Sequence[int]) -> np.ndarray:
-        """The inspected part of the tile at `place` of a photograph of `size`, as the network sees it; `seen`: h, w of it."""
-        box = [start / side for start, side in zip(place, size, strict=True)]
-        box += [(start + part) / side for start, part, side in zip(place, seen, size, strict=True)]
+    def inside(self, place: tuple[int, int], size: Sequence[int]) -> np.ndarray:
+        """The inspected part of the tile at `place` of a photograph of `size`, as the network sees it."""
+        seen = [min(side, length) for side, length in zip(self.tile, size, strict=True)]
+        box = [start / length for start, length in zip(place, size, strict=True)]
+        box += [(start + part) / length for start, part, length in zip(place, seen, size, strict=True)]
         wanted = self.metadata["input_size"]
         shares = zip(wanted, seen, self.tile, strict=True)
         return mirrored(resize_mask(self.roi, *(max(1, round(n * part / side)) for n, part, side in shares), box), wanted)
@@ -194,11 +194,11 @@ def read_roi(entry: list[list[str]] | None) -> np.ndarray | None:
     return np.asarray(Image.open(io.BytesIO(base64.b64decode("".join(entry[0][1:]))))) > 0
 
 
-def resize_mask(mask: np.ndarray, height: int, width: int, box: Sequence[float] = (0, 0, 1, 1)) -> np.ndarray:
-    """A part of a mask, bool, at height x width: true where all is. box: top, left, bottom and right in shares of the mask."""
+def resize_mask(mask: np.ndarray, height: int, width: int, box: Sequence[float] = (0, 0, 1, 1), least: int = 255) -> np.ndarray:
+    """A part of a mask, bool, at height x width: true where `least` of 255 parts are. box: top, left, bottom, right in shares."""
     top, left, bottom, right = box * np.tile(mask.shape, 2)
     corners = (left, top, right, bottom)
-    return np.asarray(Image.fromarray(mask * np.uint8(255)).resize((width, height), Image.Resampling.BILINEAR, corners)) == 255
+    return np.asarray(Image.fromarray(mask * np.uint8(255)).resize((width, height), Image.Resampling.BILINEAR, corners)) >= least
 
 
 def starts(length: int, side: int, overlap: int) -> list[int]:
@@ -214,25 +214,31 @@ def mirrored(picture: np.ndarray, size: Sequence[int]) -> np.ndarray:
 
 
 class JoinedMap:
-    """The map of a photograph h x w, of the maps of its tiles. size, overlap: of a tile; shape: of a tile's map."""
+    """The map of a photograph h x w, of the maps of its tiles. tile: h, w; places: their tops and lefts; shape: of their maps."""
 
-    def __init__(self, photograph: Sequence[int], size: Sequence[int], overlap: int, shape: Sequence[int]) -> None:
-        self.axes, self.weights = list(zip(photograph, size, shape, strict=True)), []
-        for length, side, n in self.axes:
-            places = [round(start * n / side) for start in starts(length, side, overlap)]
-            height = np.minimum(np.arange(1, n + 1), np.arange(n, 0, -1)).astype(np.float32)
-            total = np.zeros(places[-1] + n, np.float32)
-            for place in places:
-                total[place : place + n] += height
-            self.weights.append({place: height / total[place : place + n] for place in places})
-        self.map = np.zeros([max(1, round((length - side) * n / side) + n) for length, side, n in self.axes], np.float32)
+    def __init__(
+        self, photograph: Sequence[int], tile: Sequence[int], places: Sequence[tuple[int, int]], shape: Sequence[int]
+    ) -> None:
+        self.tile, self.shape = tile, shape
+        heights, widths = (np.minimum(np.arange(1, n + 1), np.arange(n, 0, -1)).astype(np.float32) for n in shape)
+        self.weight = heights[:, None] * widths  # highest in a tile's middle
+        axes = zip(photograph, tile, shape, strict=True)
+        size = [max(1, round((length - side) * n / side) + n) for length, side, n in axes]
+        self.map, self.total = np.zeros(size, np.float32), np.zeros(size, np.float32)
+        for place in places:
+            part = self.total[self.window(place)]
+            part += self.weight[: part.shape[0], : part.shape[1]]
+
+    def window(self, place: tuple[int, int]) -> tuple[slice, ...]:
+        """Where the map of the tile at `place` lies, to the nearest pixel."""
+        corner = (round(start * n / side) for start, n, side in zip(place, self.shape, self.tile, strict=True))
+        return tuple(slice(first, first + n) for first, n in zip(corner, self.shape, strict=True))
 
     def add(self, place: tuple[int, int], one: np.ndarray) -> None:
-        """The map of the tile whose top and left in the photograph are `place`."""
-        top, left = (round(start * n / side) for start, (_, side, n) in zip(place, self.axes, strict=True))
-        part = self.map[top : top + len(one), left : left + one.shape[1]]
-        weight = self.weights[0][top][:, None] * self.weights[1][left]
-        part += (weight * one)[: part.shape[0], : part.shape[1]]
+        window = self.window(place)
+        part = self.map[window]
+        seen = slice(part.shape[0]), slice(part.shape[1])
+        part += self.weight[seen] / self.total[window] * one[seen]
 
 
 def image_score(anomaly_map: np.ndarray, name: str, option: Any, inside: np.ndarray | None) -> float:
@@ -243,9 +249,7 @@ def image_score(anomaly_map: np.ndarray, name: str, option: Any, inside: np.ndar
         return float(np.partition(values, -count)[-count:].mean(dtype=np.float64))
     if name != "max":
         return float(getattr(values, name)(dtype=np.float64))
-    height, width = option or (1, 1)
-    if height > anomaly_map.shape[0] or width > anomaly_map.shape[1]:
-        raise ImageError(f"its anomaly map is smaller than the window of its score, {height} x {width}")
+    height, width = map(min, option or (1, 1), anomaly_map.shape)
     sums = np.pad(anomaly_map.astype(np.float64), ((1, 0), (1, 0))).cumsum(axis=0).cumsum(axis=1)
     windows = sums[height:, width:] - sums[:-height, width:] - sums[height:, :-width] + sums[:-height, :-width]
     return float((windows / (height * width)).max()) if option else float(anomaly_map.max())
