@@ -229,5 +229,5 @@ def test_a_class_that_cannot_be_a_folder_is_named(path: Path, run):
 
 
 def test_it_is_for_custom_data_sets(path: Path):
-    with pytest.raises(UserError, match=r"dataset\.separate is for data sets of type custom, cifar10 has one class only"):
+    with pytest.raises(UserError, match=r"dataset\.separate is for data sets of type custom, not cifar10"):
         load_config(path, ["dataset.separate=True", "dataset.type=cifar10", "dataset.root_dir=.", "dataset.normals=[1]"])
