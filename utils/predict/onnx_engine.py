@@ -76,9 +76,10 @@ class OnnxEngine:
         try:
             content = file if isinstance(file, bytes) else str(file)
             self.session = onnxruntime.InferenceSession(content, providers=providers)
+            entries = self.session.get_modelmeta().custom_metadata_map  # decodes texts
         except Exception as error:  # each kind of damage has an exception of its own
             raise UserError(f"{name}: damaged, or no ONNX file that onnxruntime runs ({str(error).splitlines()[0]})") from None
-        metadata = read_metadata(self.session.get_modelmeta().custom_metadata_map, name)
+        metadata = read_metadata(entries, name)
         self.input_size: tuple[int, int] = tuple(metadata["input_size"])
         self.color_mode: str = metadata["color_mode"]
         self.resample: str = metadata["resample"]

@@ -19,6 +19,7 @@ from utils.config import load_config
 from utils.errors import UserError
 from utils.evaluation.calibration import Calibration, Threshold, file_hash, save_calibration
 from utils.evaluation.metrics import evaluate_maps, image_scores
+from utils.predict.bundle import anomaly
 from utils.predict.export import METADATA, ImageToMap, compare, export_checkpoint, image_score
 from utils.predict.onnx_engine import OnnxEngine
 from utils.predict.predictor import Predictor
@@ -301,6 +302,14 @@ def test_metadata_that_do_not_suit_the_network_are_one_line(exported, tmp_path):
     onnx.save(model, tmp_path / "changed.onnx")
     with pytest.raises(UserError, match="does not turn an image of 32 x 64 pixels into score and map"):
         OnnxEngine(tmp_path / "changed.onnx")
+
+
+def test_metadata_that_are_no_text_are_one_line(exported, tmp_path):
+    (tmp_path / "changed.onnx").write_bytes(exported["onnx", "uint8"].read_bytes().replace(b'"bilinear"', b'"bilin\xfbar"'))
+    with pytest.raises(UserError, match=r"changed\.onnx: damaged"):
+        OnnxEngine(tmp_path / "changed.onnx")
+    with pytest.raises(anomaly.ModelError, match=r"changed\.onnx: missing, damaged"):
+        anomaly.Predictor(tmp_path / "changed.onnx")
 
 
 def test_a_file_that_is_no_export_of_ours_is_one_line(exported, tmp_path):

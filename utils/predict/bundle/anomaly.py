@@ -83,9 +83,10 @@ class Predictor:
         providers = [provider for provider in ("CUDAExecutionProvider", "CPUExecutionProvider") if provider in available]
         try:
             self.session = onnxruntime.InferenceSession(str(model), providers=providers)
+            entries = self.session.get_modelmeta().custom_metadata_map
         except Exception as error:  # each kind of damage has an exception of its own
             raise ModelError(f"{model}: missing, damaged or no ONNX file ({str(error).splitlines()[0]})") from None
-        self.metadata = read_metadata(self.session, model)
+        self.metadata = read_metadata(entries, model)
         self.takes_uint8 = self.session.get_inputs()[0].type == "tensor(uint8)"
         calibration = self.metadata["calibration"] or {"pooled": {}, "classes": {}}
         if class_name is not None and class_name not in calibration["classes"]:
@@ -174,9 +175,8 @@ class Predictor:
         return resized if self.takes_uint8 else resized.astype(np.float32) / 255
 
 
-def read_metadata(session: onnxruntime.InferenceSession, model: str | Path) -> dict[str, Any]:
+def read_metadata(entries: dict[str, str], model: str | Path) -> dict[str, Any]:
     """The entries of the model's metadata. Raises ModelError where one that is used is missing."""
-    entries = session.get_modelmeta().custom_metadata_map
     version = entries.get("format_version")
     if version != FORMAT_VERSION:
         found = "no metadata of an exported network" if version is None else f"metadata of format {version}"
