@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from datasets.build import build_dataset
+from datasets.images import convert_color
 from datasets.lists import read_list
 from datasets.roi import ALL, Roi
 from utils.config import to_plain
@@ -214,7 +215,8 @@ def sample_images(predictor: Predictor, dataset: dict[str, Any]) -> tuple[np.nda
         prepared = [predictor.prepare(rgb).images for rgb in pictures]
     except UserError:
         size = (CHECKED, *predictor.engine.input_size, 3)
-        prepared, kind = np.random.default_rng(0).integers(0, 256, size, dtype=np.uint8)[:, None], "random images"
+        noise, kind = np.random.default_rng(0).integers(0, 256, size, dtype=np.uint8), "random images"
+        prepared = [convert_color(one, predictor.engine.color_mode)[None] for one in noise]
     return np.stack([images[number % len(images)] for number, images in enumerate(prepared)]), kind
 
 

@@ -201,10 +201,12 @@ def test_ctrl_c_in_the_middle_of_a_line_of_the_log_loses_nothing(capfd: pytest.C
     level = log.level
     log.setLevel(logging.INFO)
     log.addHandler(handler)
+    ctrl_c = signal.signal(signal.SIGINT, signal.default_int_handler)  # `nohup make test &` ignores it
     try:
         with StopSignals() as signals:
             log.info("a line")
     finally:
+        signal.signal(signal.SIGINT, ctrl_c)
         log.removeHandler(handler)
         log.setLevel(level)
     assert (signals.received, file.written) == (signal.SIGINT, b"a line\n")
