@@ -9,7 +9,7 @@ from PIL import Image
 
 from datasets.images import ImageReader
 from datasets.roi import WHOLE, Roi
-from datasets.tiles import Layout, Tiles, starts
+from datasets.tiles import Tiles, starts
 from utils.errors import UserError
 
 SIZES = [(64, 64), (64, 200), (150, 97), (40, 30), (40, 130), (1, 1), (65, 64), (129, 127)]
@@ -147,7 +147,10 @@ def test_the_size_is_that_of_the_image_that_is_read(tmp_path, name: str) -> None
     assert reader.size(name) == reader.read(name).shape[:2]
 
 
-def test_a_layout_does_not_change() -> None:
-    """It is a key of what was computed with it."""
-    assert Layout((9, 9), (4, 4), ((0, 0),)) == Layout((9, 9), (4, 4), ((0, 0),))
+def test_tiles_go_from_left_to_right_and_from_top_to_bottom() -> None:
     assert Tiles((4, 4), 1).layout((9, 6)).places == ((0, 0), (0, 2), (2, 0), (2, 2), (5, 0), (5, 2))
+
+
+def test_a_small_photograph_is_continued_by_its_mirror_image() -> None:
+    tile = Tiles((3, 5), 0).layout((2, 3)).cut(np.array([[1, 2, 3], [4, 5, 6]]), 0)
+    assert tile.tolist() == [[1, 2, 3, 3, 2], [4, 5, 6, 6, 5], [4, 5, 6, 6, 5]]
